@@ -1,0 +1,250 @@
+"""The paper's selector: K logistic units on the state, trained by REINFORCE while the student learns.
+
+Reinforced Multi-Teacher Selection for Knowledge Distillation, arXiv 2012.06048 (AAAI 2021). From top to bottom: the
+policy, its gradient under three kinds of credit, the joint training, and the run:
+
+1. warm start: the student distilled from the average of all teachers (made once, kept);
+2. joint episodes: the selector chooses, the student steps, the selector learns; the best on dev is kept;
+3. from the same warm start, for the same number of steps and on the same batches: the control (all teachers) and the
+   student of the learnt policy, now fixed;
+4. a table, results.json, TensorBoard events, the student in transformers format, the policy.
+
+`python agents/reinforce.py` runs the bundled task; `--help` lists the settings.
+
+The paper's policy, state and warm start are kept. What is ours: grad log pi with a baseline (a public re-implementation
+uses grad pi without one, which settles near one half whatever the teachers are worth), and credit by first-order
+influence: `info["influence"]` holds the advantage of every single choice, so the gradient needs no sampled return.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm.auto import tqdm
+
+import configs
+import envs  # noqa: F401  registers TeacherSelect-v0
+from agents import runs
+from distill.process import Current
+from distill.settings import check, one_of, parse
+from envs.teacher_select import TeacherSelectVectorEnv
+
+CREDITS = ("shared", "influence", "counterfactual")
+
+
+@dataclass
+class ReinforceSettings:
+    """Options of the agent, `agent.*` on the command line."""
+
+    name: str = "reinforce"
+    credit: str = "counterfactual"  # what the choice of a teacher is credited with, see `surrogate`
+    lr: float = 0.03  # of the selector (Adam)
+    episodes: int = 4  # of joint training, each of budget.steps student steps
+    warmup: int = 8  # selector steps with all teachers on
+    baseline: float = 0.9  # decay of the running mean and spread of the shared reward
+    entropy: float = 0.01  # weight of the entropy bonus
+    bias: float = 1.0  # first logit of every unit
+    joint: str = "restart"  # every episode from the warm start, or `continue` from where the last one ended
+    oracle: bool = True  # run the best known selection too, where the task knows it
+
+    def __post_init__(self) -> None:
+        one_of(self.credit, CREDITS, "agent.credit")
+        one_of(self.joint, ("restart", "continue"), "agent.joint")
+        check(self.lr > 0, f"agent.lr={self.lr} must be positive")
+        check(self.episodes > 0, f"agent.episodes={self.episodes} must be positive")
+        check(self.warmup >= 0, f"agent.warmup={self.warmup} must not be negative")
+        check(0 <= self.baseline < 1, f"agent.baseline={self.baseline} must lie in [0, 1)")
+        check(self.entropy >= 0, f"agent.entropy={self.entropy} must not be negative")
+
+
+# --- the policy -------------------------------------------------------------------------------------------------------
+
+
+class Selector(nn.Module):
+    """K independent logistic units: p_k = sigmoid(A_k . s + b_k), pi(a) = prod_k p_k^a_k (1 - p_k)^(1 - a_k)."""
+
+    def __init__(self, state: int, teachers: int, bias: float = 0.0) -> None:
+        super().__init__()
+        self.units = nn.Linear(state, teachers)
+        nn.init.zeros_(self.units.weight)
+        nn.init.constant_(self.units.bias, bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Logits `[B,K]` of states `[B,S]`."""
+        out: Tensor = self.units(states)
+        return out
+
+    @torch.no_grad()
+    def sample(self, states: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        """Subsets drawn from pi, float32 `[B,K]`."""
+        return torch.bernoulli(torch.sigmoid(self(torch.from_numpy(states))), generator=generator).numpy()
+
+    @torch.no_grad()
+    def greedy(self, states: np.ndarray) -> np.ndarray:
+        """The likeliest subsets, float32 `[B,K]`; a unit at exactly one half is on, so that knowing nothing means all teachers."""
+        return (self(torch.from_numpy(states)) >= 0).float().numpy()
+
+
+# --- its gradient -----------------------------------------------------------------------------------------------------
+
+
+def log_prob(logits: Tensor, actions: Tensor) -> Tensor:
+    """log pi(a|s) `[B]`: the sum over the K units."""
+    return -F.binary_cross_entropy_with_logits(logits, actions, reduction="none").sum(-1)
+
+
+def surrogate(logits: Tensor, actions: Tensor, advantages: Tensor) -> Tensor:
+    """A scalar whose gradient is the mean over rows of the policy gradient.
+
+    Advantages `[B]` (of the row's subset): REINFORCE, `A grad log pi(a)`. Advantages `[B,K]` (of every teacher: on minus
+    off, the other bits as sampled): its Rao-Blackwellised form, `sum_k A_k grad p_k`, where the expectation over bit k
+    is taken exactly instead of by its sample.
+    """
+    if advantages.ndim == 1:
+        return (advantages * log_prob(logits, actions)).mean()
+    return (advantages * torch.sigmoid(logits)).sum(-1).mean()
+
+
+class Credit:
+    """Turns what a step reported into normalised advantages."""
+
+    def __init__(self, settings: ReinforceSettings) -> None:
+        self.settings, self.mean, self.spread = settings, 0.0, 0.0
+
+    def __call__(self, rewards: np.ndarray, info: dict[str, Any]) -> Tensor | None:
+        """Advantages `[B]` or `[B,K]`; None while there is nothing to learn from (the gain has not been measured yet)."""
+        kind = self.settings.credit
+        if kind == "counterfactual":
+            advantages = torch.from_numpy(info["influence"])
+            return advantages / (advantages.std() + 1e-12)
+        if kind == "influence":
+            rows = torch.from_numpy(rewards).float()
+            return (rows - rows.mean()) / (rows.std() + 1e-12)
+        if "_gain" not in info and "value" not in info and not rewards.any():
+            return None
+        reward, decay = float(rewards.mean()), self.settings.baseline
+        advantage = reward - self.mean
+        self.mean += (1 - decay) * advantage
+        self.spread = decay * self.spread + (1 - decay) * abs(advantage)
+        return torch.full((len(rewards),), advantage / (self.spread + 1e-12))
+
+
+# --- joint training ---------------------------------------------------------------------------------------------------
+
+
+def train(
+    env: TeacherSelectVectorEnv, settings: ReinforceSettings, seed: int, writer: SummaryWriter
+) -> tuple[Selector, dict[str, Any], list[Tensor], float]:
+    """Joint episodes. Returns the best selector on dev, its dev metrics, the joint student's weights, and the seconds spent."""
+    process = env.core.process
+    torch_rng = torch.Generator().manual_seed(seed)
+    selector = Selector(env.single_observation_space.shape[0], process.num_teachers, settings.bias)  # type: ignore[index]
+    optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
+    credit = Credit(settings)
+    everyone = np.ones((env.num_envs, process.num_teachers), np.float32)
+    kept: tuple[float, dict[str, Tensor], dict[str, Any], list[Tensor]] | None = None
+    steps, spent = 0, 0.0
+    for episode in tqdm(range(settings.episodes), desc="joint episodes", disable=None, leave=False):
+        states, _ = env.reset(
+            seed=seed if episode == 0 else None, options={"student": settings.joint if episode else "restart"}
+        )
+        best, selected, total, done = runs.Best(process), runs.Selected(process.num_teachers), 0.0, False
+        while not done:
+            started = time.perf_counter()
+            warming = steps < settings.warmup
+            actions = everyone if warming else selector.sample(states, torch_rng)
+            next_states, rewards, terminated, _, info = env.step(actions)
+            logits = selector(torch.from_numpy(states))
+            chosen = torch.from_numpy(actions)
+            advantages = torch.ones(len(chosen)) if warming else credit(rewards, info)
+            if advantages is not None:
+                p = torch.sigmoid(logits)
+                entropy = -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).mean()
+                optimizer.zero_grad()
+                (-surrogate(logits, chosen, advantages) - settings.entropy * entropy).backward()
+                optimizer.step()
+                writer.add_scalar("policy/entropy", entropy.item(), steps)
+            selected.add(actions)
+            states, done = next_states, bool(terminated.all())
+            steps += 1
+            spent += time.perf_counter() - started
+            if "gain" in info:
+                total += float(info["gain"][0])
+                writer.add_scalar("student/value", info["value"][0], steps)
+            best.look()
+        stats = selected.summary()
+        for name, rate in zip(process.signals.names, stats["rate"], strict=True):
+            writer.add_scalar(f"chosen/{name}", rate, episode)
+        writer.add_scalar(f"dev/{process.task.metric}", best.value, episode)
+        writer.add_scalar("episode/gain", total, episode)
+        if kept is None or best.value >= kept[0]:
+            kept = (best.value, {k: v.clone() for k, v in selector.state_dict().items()}, best.dev, best.weights)
+    assert kept is not None
+    selector.load_state_dict(kept[1])
+    return selector, kept[2], kept[3], spent
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def run(config: dict[str, Any]) -> None:
+    """One run: joint training, control, fixed policy, results."""
+    settings = parse(ReinforceSettings, config["agent"], "agent")
+    config["reward"]["credit"] = "shared" if settings.credit == "shared" else "influence"
+    seed = config["seed"]
+    env: Any = gym.make_vec(
+        "envs:TeacherSelect-v0", num_envs=config["budget"]["batch_size"], config=config, autoreset_mode="disabled"
+    )
+    core = env.unwrapped.core
+    process = core.process
+    teachers = process.prepared.teacher_scores()
+    folder = runs.run_folder()
+    results = runs.base_results(config, process, teachers, runs.reproduce_line("agents/reinforce.py"))
+    results["warm_start"] = {role: process.evaluate(role) for role in ("dev", *process.task.tests)}
+
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        selector, joint_dev, joint_weights, train_s = train(env.unwrapped, settings, seed, writer)
+    process.student.restore(joint_weights)
+    results["joint"] = {"dev": joint_dev, **{t: process.evaluate(t) for t in process.task.tests}}
+
+    def fixed(states: np.ndarray, batch: Current) -> np.ndarray:
+        return selector.greedy(states)
+
+    rules: dict[str, runs.Rule] = {"control": runs.everyone, "student": fixed}
+    best_known = runs.oracle(process) if settings.oracle else None
+    if best_known is not None:
+        rules["oracle"] = best_known
+    done = {name: runs.follow(core, rule, seed, name) for name, rule in rules.items()}
+    for name, outcome in done.items():
+        results[name] = runs.scores_of(outcome)
+    student = done["student"]
+    results["selection"] = {"rate": student.rate, "mean_size": student.mean_size, "empty": student.empty}
+    steps = settings.episodes * process.budget
+    results["cost"] = {
+        "teacher_fit_s": process.prepared.teacher_fit_s,
+        "signals_s": process.prepared.signals_s,
+        "warm_start_s": process.warm_start_s,
+        "train_s": train_s,
+        "student_steps": steps,
+        "examples_per_s": steps * core.batch_size / train_s,
+        "floor_examples_per_s": runs.floor_examples_per_s(process, seed),
+    }
+    process.student.restore(student.weights)
+    process.student.save(folder / "student")
+    save_file({k: v.contiguous() for k, v in selector.state_dict().items()}, folder / "policy.safetensors")
+    runs.write_run(folder, config, results)
+    runs.print_table(results, process, ("joint", "oracle"))
+    print(f"written to {folder}")
+
+
+if __name__ == "__main__":
+    configs.launch(run)

@@ -1,0 +1,233 @@
+"""What every runnable script needs: runs of a fixed rule from the warm start, the floor, results.json and the table."""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from distill.cache import write_json
+from distill.process import Current, Distillation
+from distill.settings import UserError, digest
+from envs.teacher_select import Core
+
+Rule = Callable[[np.ndarray, Current], np.ndarray]  # states [B,S] and the batch -> actions [B,K]
+
+
+@dataclass
+class Run:
+    """A student trained from the warm start under a fixed rule, at its best point on dev."""
+
+    dev: dict[str, float]
+    tests: dict[str, dict[str, float]]
+    best_step: int
+    rate: list[float]  # [K], how often each teacher was chosen
+    mean_size: float  # teachers chosen an instance
+    empty: float  # share of instances without a teacher
+    weights: list[Tensor]
+
+
+class Selected:
+    """Running statistics of the subsets chosen."""
+
+    def __init__(self, teachers: int) -> None:
+        self.count, self.empty, self.on = 0, 0, np.zeros(teachers)
+
+    def add(self, actions: np.ndarray) -> None:
+        """Count actions `[B,K]`."""
+        on = actions > 0
+        self.count += len(on)
+        self.empty += int((~on.any(1)).sum())
+        self.on += on.sum(0)
+
+    def summary(self) -> dict[str, Any]:
+        """`rate` [K], `mean_size` and `empty`, as results.json names them."""
+        n = max(1, self.count)
+        return {"rate": [float(x) for x in self.on / n], "mean_size": float(self.on.sum() / n), "empty": self.empty / n}
+
+
+class Best:
+    """The student at its best dev value so far; of equals the later one, which has seen more."""
+
+    def __init__(self, process: Distillation) -> None:
+        self.process, self.metric = process, process.task.metric
+        self.value, self.step, self.dev, self.weights = -math.inf, 0, {}, []  # type: ignore[var-annotated]
+        self.every = max(1, process.budget // process.settings.budget.evals)
+
+    def look(self) -> bool:
+        """Evaluate on dev if this step is due; whether it is the best now."""
+        steps = self.process.student.steps
+        if steps % self.every and not self.process.done:
+            return False
+        dev = self.process.evaluate("dev")
+        if dev[self.metric] < self.value:
+            return False
+        self.value, self.step, self.dev, self.weights = dev[self.metric], steps, dev, self.process.student.weights()
+        return True
+
+
+def everyone(states: np.ndarray, batch: Current) -> np.ndarray:
+    """All teachers: the control."""
+    return np.ones(batch.logits.shape[:2], np.float32)
+
+
+def oracle(process: Distillation) -> Rule | None:
+    """The specialist of every instance, where the task knows it and every specialist is in the pool; else None."""
+    task, specs = process.task, process.settings.teachers.pool
+    pools = [s.pool for s in specs]
+    if task.specialist is None or not set(task.pools) <= set(pools):
+        return None
+    teacher = np.array([pools.index(name) for name in task.pools])[task.specialist]
+
+    def choose(states: np.ndarray, batch: Current) -> np.ndarray:
+        return np.eye(len(specs), dtype=np.float32)[teacher[batch.rows]]
+
+    return choose
+
+
+def follow(core: Core, choose: Rule, seed: int, name: str) -> Run:
+    """Train a student from the warm start for the whole budget under `choose`; keep its best point on dev, test that once."""
+    process = core.process
+    process.begin(seed)
+    best, selected = Best(process), Selected(process.num_teachers)
+    with tqdm(total=process.budget, desc=name, unit="step", disable=None, leave=False) as bar:
+        while not process.done:
+            assert process.current is not None
+            actions = choose(core.observe(), process.current)
+            selected.add(actions)
+            process.step(actions)
+            best.look()
+            bar.update()
+    process.student.restore(best.weights)
+    tests = {t: process.evaluate(t) for t in process.task.tests}
+    return Run(best.dev, tests, best.step, weights=best.weights, **selected.summary())
+
+
+def floor_examples_per_s(process: Distillation, seed: int, steps: int = 100) -> float:
+    """Speed of the bare student loop: labels only, the batches of this run, no teachers, no agent."""
+    process.begin(seed)
+    stream, tokens = process.stream, process.tokens("train")
+    count, started = 0, time.perf_counter()
+    for _ in range(min(steps, process.budget)):
+        rows = stream.next()
+        gold = torch.from_numpy(process.labels[rows]).to(process.device)
+        process.student.step(
+            tokens.batch(rows), lambda logits, gold=gold: F.cross_entropy(logits, gold, reduction="none")
+        )  # type: ignore[misc]
+        count += len(rows)
+    if process.device.type == "cuda":
+        torch.cuda.synchronize(process.device)
+    return count / (time.perf_counter() - started)
+
+
+def run_folder() -> Path:
+    """This run's folder, from Hydra."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def reproduce_line(script: str) -> str:
+    """The command that gives this run again: the script and the overrides it was called with."""
+    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith(("data_dir=", "home="))]
+    return " ".join(["python", script, *(f"'{o}'" if any(c in o for c in " []{}") else o for o in overrides)])
+
+
+def base_results(
+    config: dict[str, Any], process: Distillation, teachers: list[dict[str, Any]], reproduce: str
+) -> dict[str, Any]:
+    """The part of results.json that does not depend on the agent."""
+    task, tests = process.task, process.task.tests
+    packages = ("torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
+    hashed = {k: v for k, v in config.items() if k not in ("seed", "home", "data_dir")}
+    return {
+        "schema": 1,
+        "task": task.name,
+        "agent": config["agent"]["name"],
+        "seed": config["seed"],
+        "config_hash": digest(hashed),
+        "device": str(process.device),
+        "threads": torch.get_num_threads(),
+        "amp": str(process.prepared.amp or "off").removeprefix("torch."),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "data": {
+            **{r: len(s) for r, s in task.splits.items()},
+            "source": task.source,
+            "sha256": task.fingerprint,
+            "labels": list(task.label_names),
+        },
+        "teachers": teachers[:-1],
+        "ensemble": {role: teachers[-1][role] for role in ("dev", *tests)},
+        "reproduce": reproduce,
+    }
+
+
+def scores_of(run: Run) -> dict[str, Any]:
+    """A run as results.json shows it."""
+    return {"dev": run.dev, **run.tests, "best_step": run.best_step}
+
+
+def write_run(folder: Path, config: dict[str, Any], results: dict[str, Any]) -> None:
+    """Write results.json and the resolved configuration."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shown = {k: v for k, v in config.items() if k != "experiment"}
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shown)), encoding="utf-8")
+        write_json(folder / "results.json", results)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); set hydra.run.dir to a writable folder"
+        ) from None
+
+
+def print_table(results: dict[str, Any], process: Distillation, extra: tuple[str, ...] = ()) -> None:
+    """The one table at the end: teachers, control, student, on dev and test."""
+    metric, tests = process.task.metric, process.task.tests
+    columns = [metric] if metric == "accuracy" else [metric, "accuracy"]
+    table = Table(title=f"{results['task']}: {results['agent']}, seed {results['seed']}", title_justify="left")
+    table.add_column("model")
+    for role in ("dev", *tests):
+        for column in (*columns, "loss"):
+            table.add_column(f"{role} {column}", justify="right")
+    table.add_column("chosen", justify="right")
+
+    def add(name: str, scores: dict[str, Any], chosen: float | None = None, style: str | None = None) -> None:
+        cells = [f"{scores[r][c]:.4f}" if r in scores else "" for r in ("dev", *tests) for c in (*columns, "loss")]
+        table.add_row(name, *cells, "" if chosen is None else f"{chosen:.2f}", style=style)
+
+    rates = results["selection"]["rate"]
+    for row, rate in zip(results["teachers"], rates, strict=True):
+        add(f"teacher {row['name']}", row, rate)
+    add("teachers averaged", results["ensemble"])
+    table.add_section()
+    add("student: warm start", results["warm_start"])
+    add("student: all teachers (control)", results["control"])
+    for name in extra:
+        if name in results:
+            add(f"student: {name.replace('_', ' ')}", results[name])
+    add(f"student: {results['agent']}", results["student"], style="bold")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    for test in tests:
+        difference = results["student"][test][metric] - results["control"][test][metric]
+        console.print(
+            f"{results['agent']} - control, {test} {metric}: {difference:+.4f} (one seed; the interval over seeds is what counts)"
+        )
+    cost = results["cost"]
+    console.print(
+        f"{cost['examples_per_s']:.0f} examples/s in joint training, {cost['floor_examples_per_s']:.0f} in the bare student loop"
+    )

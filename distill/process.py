@@ -1,0 +1,291 @@
+"""Distillation = task + signals + student: the whole process an environment wraps, with no notion of reward or agent."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import cache
+from .losses import distillation_loss, soft_labels, teacher_losses
+from .models import build_student, pick_amp, pick_device
+from .settings import ProcessSettings, digest
+from .signals import LiveSignals, Source, StoredSignals, TeacherSignals, make_encoder
+from .student import Student
+from .tasks import Split, Task, load_task
+from .teachers import load_pool, vocabulary_texts
+from .tokens import Batch, Stream, TokenizedSplit
+
+FORMAT = 1  # of a warm start; raised whenever the student's training changes
+
+
+class Prepared:
+    """What every run on one task and pool shares: the data, the teachers and their signals. Heavy, and read-only."""
+
+    def __init__(self, settings: ProcessSettings) -> None:
+        self.settings, self.home = settings, settings.home_dir
+        self.device = pick_device(settings.device)
+        self.amp = pick_amp(settings.amp, self.device)
+        self.task: Task = load_task(settings.task, settings.data_dir)
+        self.encoder: Source = make_encoder(settings.encoder, self.device, self.amp)
+        started = time.perf_counter()
+        self.teachers: list[Source] = load_pool(settings.teachers, self.task, self.home, self.device, self.amp)
+        self.teacher_fit_s = time.perf_counter() - started
+        started = time.perf_counter()
+        self._signals: dict[str, TeacherSignals] = {}
+        self.signals("train")
+        self.signals_s = time.perf_counter() - started
+
+    def signals(self, role: str) -> TeacherSignals:
+        """The signals of one split."""
+        if role not in self._signals:
+            split = self.task.splits[role]
+            if self.settings.teachers.signals == "live":
+                self._signals[role] = LiveSignals(split, self.teachers, self.encoder)
+            else:
+                self._signals[role] = StoredSignals(split, self.teachers, self.encoder, self.home)
+        return self._signals[role]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the data, the teachers and the encoder."""
+        return digest(self.task.fingerprint, [t.fingerprint for t in self.teachers], self.encoder.fingerprint)
+
+    def teacher_scores(self) -> list[dict[str, Any]]:
+        """Metrics of every teacher, and last of their averaged probabilities (`ensemble`), on dev and the tests."""
+        started = time.perf_counter()
+        rows: list[dict[str, Any]] = [{"name": t.name, "fingerprint": t.fingerprint} for t in self.teachers]
+        rows.append({"name": "ensemble"})
+        for role in ("dev", *self.task.tests):
+            split = self.task.splits[role]
+            logits = self.signals(role).logits(np.arange(len(split)))
+            mean = np.log(soft_labels(torch.from_numpy(logits), 1.0).mean(1).numpy() + 1e-12)
+            for row, values in zip(rows, [*logits.swapaxes(0, 1), mean], strict=True):
+                row[role] = self.task.scores(values, split.labels)
+        self.signals_s += time.perf_counter() - started
+        return rows
+
+
+_PREPARED: OrderedDict[str, Prepared] = OrderedDict()
+
+
+def prepare(settings: ProcessSettings) -> Prepared:
+    """`Prepared` for these settings; the last few are kept in memory, so a second environment costs nothing."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    parts = (
+        settings.task,
+        settings.teachers,
+        settings.encoder,
+        settings.device,
+        settings.amp,
+        settings.data_dir,
+        settings.home,
+    )
+    key = digest([asdict(p) if not isinstance(p, str | None) else p for p in parts])
+    if key not in _PREPARED:
+        _PREPARED[key] = Prepared(settings)
+        while len(_PREPARED) > 4:
+            _PREPARED.popitem(last=False)
+    _PREPARED.move_to_end(key)
+    return _PREPARED[key]
+
+
+@dataclass
+class Current:
+    """The batch the next step will train on. Arrays on the host for states, tensors on the device for the loss."""
+
+    rows: np.ndarray  # [B]
+    labels: np.ndarray  # [B]
+    logits: np.ndarray  # [B,K,C] of the teachers
+    vectors: np.ndarray  # [B,D] of the encoder
+    inputs: Batch
+    gold: Tensor  # [B]
+    soft: Tensor  # [B,K,C] at the loss's temperature
+
+    @cached_property
+    def probs(self) -> np.ndarray:
+        """Teacher probabilities at temperature 1, `[B,K,C]`."""
+        return soft_labels(torch.from_numpy(self.logits), 1.0).numpy()
+
+    @cached_property
+    def teacher_losses(self) -> np.ndarray:
+        """Teacher cross-entropies on the gold label, `[B,K]` nats."""
+        return teacher_losses(torch.from_numpy(self.logits), torch.from_numpy(self.labels)).numpy()
+
+
+class Distillation:
+    """One student under distillation. `begin`, then `step` until the budget is spent.
+
+    The student starts from the warm start: distilled from the average of all teachers, made once and kept on disk.
+    All randomness comes from the seed given to `begin`; torch's global generators are left as they were.
+    """
+
+    def __init__(self, settings: ProcessSettings) -> None:
+        self.settings = settings
+        self.prepared = prepare(settings)
+        self.task, self.device = self.prepared.task, self.prepared.device
+        self.signals = self.prepared.signals("train")
+        model, tokenizer = build_student(
+            settings.student, self.task.label_names, vocabulary_texts(self.task), settings.seed
+        )
+        self.student = Student(model, tokenizer, settings.student, self.device, self.prepared.amp)
+        self.train_split: Split = self.task.splits["train"].require("train")
+        self.labels = self.train_split.labels
+        self._tokens: dict[str, TokenizedSplit] = {}
+        tokens = self.tokens("train")
+        budget, per_epoch = settings.budget, max(1, round(len(tokens) / settings.budget.batch_size))
+        self.budget = budget.steps or max(1, round(budget.epochs * per_epoch))
+        self.warm_budget = round(budget.warm_epochs * per_epoch) if budget.warm_steps is None else budget.warm_steps
+        self.stream = Stream(tokens.lengths, budget.batch_size, 0, budget.group_lengths)
+        self.rng_state = torch.Generator().manual_seed(0).get_state()
+        self._cuda_state: Tensor | None = None
+        self.current: Current | None = None
+        started = time.perf_counter()
+        self.warm = self._warm_start()
+        self.warm_start_s = time.perf_counter() - started
+
+    @property
+    def num_teachers(self) -> int:
+        """K."""
+        return len(self.prepared.teachers)
+
+    def tokens(self, role: str) -> TokenizedSplit:
+        """A split in the student's tokens."""
+        if role not in self._tokens:
+            texts = self.task.splits[role].texts
+            self._tokens[role] = TokenizedSplit.build(
+                texts, self.student.tokenizer, self.settings.student.max_length, self.device
+            )
+        return self._tokens[role]
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def begin(self, seed: int, restart: bool = True, budget: int | None = None) -> None:
+        """Start a run: batches and dropout follow `seed`; the student returns to the warm start unless `restart` is false."""
+        if restart:
+            self.student.restore(self.warm)
+        self.student.begin(budget or self.budget)
+        self.stream = Stream(self.stream.lengths, self.stream.batch_size, seed, self.stream.group)
+        self.rng_state = torch.Generator().manual_seed(seed).get_state()
+        self._cuda_state = None
+        self._seed = seed
+        self.current = self.load(self.stream.next())
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        return self.student.steps >= self.student.budget
+
+    def load(self, rows: np.ndarray) -> Current:
+        """Everything known of the training instances `rows`."""
+        logits = self.signals.logits(rows)
+        labels = self.labels[rows]
+        return Current(
+            rows=rows,
+            labels=labels,
+            logits=logits,
+            vectors=self.signals.vectors(rows),
+            inputs=self.tokens("train").batch(rows),
+            gold=torch.from_numpy(labels).to(self.device),
+            soft=soft_labels(torch.from_numpy(logits).to(self.device), self.settings.loss.temperature),
+        )
+
+    def step(self, actions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Train on the current batch with subsets or weights `actions` `[B,K]`, then load the next batch.
+
+        Returns:
+            Student logits `[B,C]` before the step, and per-instance losses `[B]`, on the device.
+        """
+        now = self.current
+        assert now is not None, "begin() comes before step()"
+        chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)
+        with self._own_rng():
+            out = self.student.step(
+                now.inputs, lambda logits: distillation_loss(logits, now.gold, chosen, now.soft, self.settings.loss)
+            )
+        self.current = self.load(self.stream.next())
+        return out
+
+    @contextmanager
+    def _own_rng(self) -> Iterator[None]:
+        """Dropout draws from this process's own stream; without dropout nothing is drawn and nothing is swapped."""
+        if not self.student.random:
+            yield
+            return
+        outside = torch.get_rng_state()
+        on_cuda = self.device.type == "cuda"
+        cuda_outside = torch.cuda.get_rng_state(self.device) if on_cuda else None
+        torch.set_rng_state(self.rng_state)
+        if on_cuda:
+            if self._cuda_state is None:
+                torch.cuda.manual_seed(self._seed)
+            else:
+                torch.cuda.set_rng_state(self._cuda_state, self.device)
+        try:
+            yield
+        finally:
+            self.rng_state = torch.get_rng_state()
+            torch.set_rng_state(outside)
+            if cuda_outside is not None:
+                self._cuda_state = torch.cuda.get_rng_state(self.device)
+                torch.cuda.set_rng_state(cuda_outside, self.device)
+
+    def evaluate(self, role: str) -> dict[str, float]:
+        """The student's metrics on a whole split (not train)."""
+        split = self.task.splits[role].require("reward", "dev", "test")
+        return self.task.scores(self.student.predict(self.tokens(role)).numpy(), split.labels)
+
+    # --- the warm start ---------------------------------------------------------------------------------------------
+
+    def _warm_start(self) -> list[Tensor]:
+        """The student after distillation from all teachers, from the cache or made now; the student holds it afterwards."""
+        s = self.settings
+        facts = {
+            "format": FORMAT,
+            "prepared": self.prepared.fingerprint,
+            "student": asdict(s.student),
+            "checkpoint": self._student_fingerprint(),
+            "loss": asdict(s.loss),
+            "batches": [s.budget.batch_size, s.budget.group_lengths, self.warm_budget],
+            "seed": s.seed,
+            "amp": str(self.prepared.amp),
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+        }
+        folder = self.prepared.home / "warm" / f"{self.task.name}-{s.student.name}-{digest(facts)}"
+        cache.entry(folder, facts, self._make_warm_start)
+        saved = load_file(folder / "student.safetensors", device=str(self.device))
+        weights = [saved[name] for name in self.student.named]
+        self.student.restore(weights)
+        return weights
+
+    def _student_fingerprint(self) -> str:
+        """Hash of the weights the student is born with: covers its checkpoint, vocabulary and seed."""
+        sums = [
+            (n, float(p.detach().double().sum()), float(p.detach().double().square().sum()))
+            for n, p in self.student.model.named_parameters()
+        ]
+        return digest(sums)
+
+    def _make_warm_start(self, folder: Path) -> dict[str, Any]:
+        everyone = np.ones((self.stream.batch_size, self.num_teachers), np.float32)
+        if self.warm_budget:
+            self.begin(self.settings.seed + 1_000_003, restart=False, budget=self.warm_budget)
+            for _ in tqdm(range(self.warm_budget), desc="warm start", unit="step", disable=None, leave=False):
+                self.step(everyone)
+        save_file(
+            {n: p.detach().contiguous().cpu() for n, p in self.student.named.items()}, folder / "student.safetensors"
+        )
+        return {"steps": self.warm_budget}

@@ -1,0 +1,209 @@
+"""TeacherSignals: what the teachers, and the encoder behind the state, said of every instance of a split.
+
+One interface, two ways to have it. Stored: each source passes over a split once, and its output is kept on disk as a
+memory-mapped array keyed by the hash of the split's ids and texts and by the source's own fingerprint; a second run
+loads no model. Live: the models run whenever they are asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import cache
+from .models import load_encoder, load_tokenizer, resolve
+from .settings import EncoderSettings, UserError, check, digest
+from .tasks import Split
+from .tokens import Batch, TokenizedSplit, run_over
+
+FORMAT = 1  # of stored arrays; raised whenever what is stored changes
+
+
+class Source(Protocol):
+    """Something that says a vector of `width` numbers about an instance: a teacher (its logits) or an encoder."""
+
+    name: str
+    fingerprint: str
+    width: int
+
+    def compute(self, split: Split) -> np.ndarray:
+        """Float32 `[N, width]`, in the split's order."""
+        ...
+
+
+class TeacherSignals(Protocol):
+    """What is known of instances, by row of one split. K teachers, C classes, D numbers of the encoder."""
+
+    names: tuple[str, ...]
+    width: int
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """Teacher logits, float32 `[B,K,C]`."""
+        ...
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Encoder vectors of unit length, float32 `[B,D]`."""
+        ...
+
+
+class StoredSignals:
+    """Signals read from the store, memory-mapped."""
+
+    def __init__(self, split: Split, teachers: list[Source], encoder: Source, home: Path) -> None:
+        self.names, self.width = tuple(t.name for t in teachers), encoder.width
+        self._logits = [stored(t, split, home) for t in teachers]
+        self._vectors = stored(encoder, split, home)
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """Teacher logits, float32 `[B,K,C]`."""
+        return np.stack([array[rows] for array in self._logits], 1)
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Encoder vectors of unit length, float32 `[B,D]`."""
+        return np.asarray(self._vectors[rows])
+
+
+class LiveSignals:
+    """Signals computed on demand: a forward of every source at every call."""
+
+    def __init__(self, split: Split, teachers: list[Source], encoder: Source) -> None:
+        self.names, self.width = tuple(t.name for t in teachers), encoder.width
+        self.split, self.teachers, self.encoder = split, teachers, encoder
+
+    def logits(self, rows: np.ndarray) -> np.ndarray:
+        """Teacher logits, float32 `[B,K,C]`."""
+        part = self.split.take(rows)
+        return np.stack([t.compute(part) for t in self.teachers], 1)
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Encoder vectors of unit length, float32 `[B,D]`."""
+        return self.encoder.compute(self.split.take(rows))
+
+
+def stored(source: Source, split: Split, home: Path) -> np.ndarray:
+    """The source's output over a split as a read-only memory map `[N, width]`, computed and kept at the first call.
+
+    Raises `UserError` naming both sides when the entry found is of another split, source or format, or is damaged.
+    """
+    facts = {
+        "format": FORMAT,
+        "split": split.fingerprint,
+        "source": source.fingerprint,
+        "name": source.name,
+        "count": len(split),
+    }
+    folder = home / "signals" / split.fingerprint / f"{source.name}-{source.fingerprint}"
+
+    def build(temporary: Path) -> dict[str, Any]:
+        values = checked(source.compute(split), len(split), source)
+        np.save(temporary / "values.npy", values, allow_pickle=False)
+        np.save(temporary / "ids.npy", split.ids.astype(np.str_), allow_pickle=False)
+        return {"width": values.shape[1]}
+
+    cache.entry(folder, facts, build)
+    array: np.ndarray = np.load(folder / "values.npy", mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def checked(values: np.ndarray, count: int, source: Source) -> np.ndarray:
+    """`values` as contiguous float32 `[count, width]`; `UserError` for another shape or a number that is not finite."""
+    values = np.ascontiguousarray(values, np.float32)
+    check(
+        values.shape == (count, source.width),
+        f"{source.name}: gave shape {values.shape}, expected {(count, source.width)}",
+    )
+    bad = ~np.isfinite(values).all(1)
+    check(
+        not bad.any(),
+        f"{source.name}: {int(bad.sum())} of {count} instances have NaN or infinite outputs; this teacher or encoder is broken",
+    )
+    return values
+
+
+# --- encoders ---------------------------------------------------------------------------------------------------------
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1; rows of zeros stay."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, 1e-12), np.float32)
+
+
+class BagEncoder:
+    """A random projection of the bag of words: every word has a fixed Gaussian vector, drawn from the word's hash.
+
+    Words of up to three letters are left out: in most languages written with spaces they are function words, which
+    every text shares. The second text of a pair has vectors of its own.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.width = dim
+        self.name, self.fingerprint = "bag", digest("bag", 1, dim)
+
+        @lru_cache(maxsize=100_000)
+        def vector(word: str) -> np.ndarray:
+            seed = int.from_bytes(
+                hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+            )
+            return np.random.default_rng(seed).standard_normal(dim)
+
+        self._vector = vector
+
+    def compute(self, split: Split) -> np.ndarray:
+        """Unit vectors, float32 `[N, dim]`."""
+        out = np.zeros((len(split), self.width))
+        for i, texts in enumerate(split.texts):
+            for place, text in enumerate(texts):
+                for word in re.findall(r"\w{4,}", text.lower()):
+                    out[i] += self._vector(f"{place}:{word}")
+        return unit(out)
+
+
+class TransformerEncoder:
+    """A pretrained encoder, used as it is: the mean of its last states over the tokens, or the first token's (the paper's [CLS])."""
+
+    def __init__(self, settings: EncoderSettings, device: torch.device, amp: torch.dtype | None) -> None:
+        self.settings, self.device, self.amp = settings, device, amp
+        self.folder = resolve(str(settings.path), "encoder")
+        self.name = "encoder"
+        self.fingerprint = digest(cache.folder_fingerprint(self.folder), settings.pooling, settings.max_length)
+        from transformers import AutoConfig
+
+        self.width = int(AutoConfig.from_pretrained(self.folder, local_files_only=True).hidden_size)
+        self._model: Any = None
+
+    def compute(self, split: Split) -> np.ndarray:
+        """Unit vectors, float32 `[N, hidden size]`."""
+        tokenizer = load_tokenizer(self.folder, "encoder")
+        if self._model is None:
+            self._model = load_encoder(self.folder, "encoder").to(self.device)
+        tokens = TokenizedSplit.build(split.texts, tokenizer, self.settings.max_length, self.device)
+        return unit(run_over(tokens, self._pool, progress=f"encoder on {split.role}").numpy())
+
+    def _pool(self, batch: Batch) -> Tensor:
+        with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
+            states: Tensor = self._model(**batch).last_hidden_state.float()
+        mask = batch["attention_mask"].unsqueeze(-1).float()
+        if self.settings.pooling == "mean":
+            return (states * mask).sum(1) / mask.sum(1).clamp_min(1)
+        first = batch["attention_mask"].argmax(1)  # 0 unless padded on the left
+        return states[torch.arange(len(states), device=states.device), first]
+
+
+def make_encoder(settings: EncoderSettings, device: torch.device, amp: torch.dtype | None) -> Source:
+    """The encoder that the settings describe."""
+    if settings.kind == "bag":
+        return BagEncoder(settings.dim)
+    try:
+        return TransformerEncoder(settings, device, amp)
+    except (OSError, AttributeError) as error:
+        raise UserError(
+            f"encoder: {settings.path} is not an encoder with a hidden size ({type(error).__name__})"
+        ) from None

@@ -1,0 +1,191 @@
+"""A model under training: one step, evaluation, snapshot and restore, first-order probes, saving.
+
+Teachers are fine-tuned by the same class, with their labels as the only target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .settings import StudentSettings
+from .tokens import Batch, TokenizedSplit, run_over
+
+Direction = dict[str, Tensor]
+
+
+class Student:
+    """A sequence classifier with its optimiser and schedule, on one device.
+
+    Args:
+        model: any `transformers` sequence classifier.
+        settings: optimiser, schedule, clipping.
+        device, amp: where it computes, and the autocast type (None: full precision).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        settings: StudentSettings,
+        device: torch.device,
+        amp: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.settings = model.to(device).eval(), tokenizer, settings
+        self.device, self.amp = device, amp
+        if settings.freeze_embeddings:
+            model.get_input_embeddings().requires_grad_(False)
+        self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.params = list(self.named.values())
+        # Dropout decides whether the model must ever leave eval mode: switching walks over every module.
+        self.random = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+        self.steps, self.budget = 0, 1
+        self.optimizer = self._optimizer()
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        s = self.settings
+        decayed = [p for p in self.params if p.ndim > 1]
+        groups = [
+            {"params": decayed, "weight_decay": s.weight_decay},
+            {"params": [p for p in self.params if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if s.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=s.lr, fused=True)
+        return torch.optim.AdamW(groups, lr=s.lr, fused=True)
+
+    def begin(self, budget: int) -> None:
+        """Start a run of `budget` steps: a fresh optimiser and schedule, the weights as they are."""
+        self.optimizer.state.clear()
+        self.steps, self.budget = 0, max(1, budget)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        s, t = self.settings, (self.steps + 1) / self.budget
+        rise = min(1.0, t / s.warmup) if s.warmup else 1.0
+        fall = max(0.0, (1 - self.steps / self.budget) / (1 - s.warmup)) if s.schedule == "linear" else 1.0
+        return s.lr * min(rise, fall)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits `[B,C]` in float32, under autocast if it is on."""
+        with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
+            return self.model(**batch).logits.float()
+
+    def step(self, batch: Batch, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """One optimiser step on the mean of `loss(logits)` `[B]`.
+
+        Returns:
+            The logits `[B,C]` before the step and the per-instance losses `[B]`, both detached and still on the device.
+        """
+        if self.random:
+            self.model.train()
+        logits = self.forward(batch)
+        losses = loss(logits)
+        losses.mean().backward()
+        if self.random:
+            self.model.eval()
+        self.apply_gradients()
+        return logits.detach(), losses.detach()
+
+    def apply_gradients(self) -> None:
+        """Clip, step, clear."""
+        self.norm = nn.utils.clip_grad_norm_(self.params, self.settings.clip) if self.settings.clip else None
+        lr = self.lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+
+    # --- looking without touching -----------------------------------------------------------------------------------
+
+    def predict(self, tokens: TokenizedSplit, batch_size: int = 256, progress: str | None = None) -> Tensor:
+        """Logits of a whole split in its order: `[N,C]` float32, on the host."""
+        return run_over(tokens, self.forward, batch_size, progress)
+
+    @torch.inference_mode()
+    def score(self, batches: Sequence[tuple[Batch, Tensor]]) -> tuple[float, float]:
+        """Mean cross-entropy (nats) and accuracy over prepared batches; the one place of a step that waits for the device."""
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        right = torch.zeros((), dtype=torch.float64, device=self.device)
+        count = 0
+        for batch, labels in batches:
+            logits = self.forward(batch)
+            loss += F.cross_entropy(logits, labels, reduction="sum").double()
+            right += (logits.argmax(-1) == labels).sum()
+            count += len(labels)
+        total, hits = torch.stack((loss, right)).tolist()
+        return total / count, hits / count
+
+    def gradient(self, batch: Batch, labels: Tensor) -> Direction:
+        """Gradient of the mean cross-entropy on `labels`, by parameter name; without dropout, leaving `.grad` alone."""
+        with torch.enable_grad():
+            grads = torch.autograd.grad(F.cross_entropy(self.forward(batch), labels), self.params, allow_unused=True)
+        return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(self.named.items(), grads, strict=True)}
+
+    def precondition(self, direction: Direction) -> Direction:
+        """The direction as the optimiser scales it: AdamW divides by the root of its second moment, SGD leaves it."""
+        if self.settings.optimizer == "sgd" or not self.optimizer.state:
+            return direction
+        eps, beta2 = self.optimizer.defaults["eps"], self.optimizer.defaults["betas"][1]
+        correction = 1 - beta2 ** max(1, self.steps)
+        out = {}
+        for name, value in direction.items():
+            state = self.optimizer.state.get(self.named[name])
+            out[name] = (
+                value / ((state["exp_avg_sq"] / correction).sqrt_().add_(eps)) if state else torch.zeros_like(value)
+            )
+        return out
+
+    def directional(self, batch: Batch, direction: Direction, method: str = "finite", reach: float = 1e-2) -> Tensor:
+        """d logits / d e at weights + e * direction: `[B,C]`, without dropout.
+
+        Args:
+            method: `finite`: a forward difference over a step of norm `reach` (two forwards; in full precision);
+                `central`: a central difference; `exact`: forward-mode differentiation (`torch.func.jvp`).
+        """
+        base = {n: p.detach() for n, p in self.named.items()}
+        if method == "exact":
+            from torch.nn.attention import SDPBackend, sdpa_kernel
+
+            def run(params: Direction) -> Tensor:
+                logits: Tensor = functional_call(self.model, params, kwargs=batch).logits
+                return logits
+
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode rule
+                tangent: Tensor = torch.func.jvp(run, (base,), (direction,))[1]
+                return tangent
+        with torch.no_grad():
+            norm = torch.stack(torch._foreach_norm(list(direction.values()))).norm()
+            eps = reach / norm.clamp_min(1e-12)
+            ahead = self._shifted(base, direction, eps, batch)
+            if method == "central":
+                return (ahead - self._shifted(base, direction, -eps, batch)) / (2 * eps)
+            return (ahead - self.model(**batch).logits) / eps
+
+    def _shifted(self, base: Direction, direction: Direction, eps: Tensor, batch: Batch) -> Tensor:
+        moved = torch._foreach_add(list(base.values()), torch._foreach_mul(list(direction.values()), eps))
+        logits: Tensor = functional_call(self.model, dict(zip(base, moved, strict=True)), kwargs=batch).logits
+        return logits
+
+    # --- weights ----------------------------------------------------------------------------------------------------
+
+    def weights(self) -> list[Tensor]:
+        """A copy of every trained parameter, in order."""
+        return [p.detach().clone() for p in self.params]
+
+    @torch.no_grad()
+    def restore(self, weights: Sequence[Tensor]) -> None:
+        """Copy `weights` back in place; nothing is allocated."""
+        torch._foreach_copy_(self.params, list(weights))
+
+    def save(self, folder: Path) -> None:
+        """Write the student in transformers format (safetensors), with its tokenizer."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)

@@ -1,0 +1,242 @@
+"""The pool of teachers: fine-tuned here and kept, taken as they are, or given as a file of probabilities.
+
+`python -m distill.teachers task=mrpc teachers=minilm` fine-tunes a pool ahead of time and prints how good it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from . import cache
+from .models import (
+    fresh_classifier,
+    isolated_rng,
+    load_classifier,
+    load_tokenizer,
+    output_order,
+    resolve,
+    word_tokenizer,
+)
+from .settings import StudentSettings, TeacherSettings, TeachersSettings, check, digest
+from .signals import Source
+from .student import Student
+from .tasks import Split, Task, read_table, stratified
+from .tokens import Stream, TokenizedSplit
+
+log = logging.getLogger(__name__)
+FORMAT = 1  # of a fine-tuned teacher; raised whenever fine-tuning changes
+
+
+class ModelTeacher:
+    """A fine-tuned checkpoint with its own tokenizer. The model is loaded when it is first asked, never before."""
+
+    def __init__(
+        self,
+        spec: TeacherSettings,
+        folder: Path,
+        fingerprint: str,
+        task: Task,
+        device: torch.device,
+        amp: torch.dtype | None,
+    ) -> None:
+        self.name, self.folder, self.width = spec.name, folder, task.num_classes
+        self.spec, self.label_names, self.device, self.amp = spec, task.label_names, device, amp
+        self.fingerprint = digest(fingerprint, spec.labels, task.label_names, spec.max_length)
+        self._student: Student | None = None
+        self._order: list[int] = []
+
+    def compute(self, split: Split) -> np.ndarray:
+        """Logits in the task's order of labels: float32 `[N,C]`."""
+        student = self._load()
+        tokens = TokenizedSplit.build(split.texts, student.tokenizer, self.spec.max_length, self.device)
+        progress = f"teacher {self.name} on {split.role}" if len(split) > 256 else None
+        return student.predict(tokens, progress=progress).numpy()[:, self._order]
+
+    def _load(self) -> Student:
+        if self._student is None:
+            what = f"teacher {self.name}"
+            model = load_classifier(self.folder, None, 0, what)
+            self._order = output_order(model, self.label_names, self.spec.labels, what)
+            self._student = Student(
+                model,
+                load_tokenizer(self.folder, what),
+                StudentSettings(max_length=self.spec.max_length),
+                self.device,
+                self.amp,
+            )
+        return self._student
+
+
+class FileTeacher:
+    """Probabilities someone else computed (an API, a language model): a table with an id and one column a class."""
+
+    def __init__(self, spec: TeacherSettings, task: Task) -> None:
+        self.name, self.width = spec.name, task.num_classes
+        path = Path(str(spec.probs)).expanduser()
+        what = f"teacher {spec.name}: {path}"
+        frame = read_table(path)
+        check("id" in frame.columns, f"{what}: no column 'id'; it has {', '.join(map(str, frame.columns))}")
+        classes = [str(c) for c in frame.columns if c != "id"]
+        check(
+            len(classes) == self.width,
+            f"{what}: has {len(classes)} class columns, the task has {self.width} ({', '.join(task.label_names)})",
+        )
+        frame.columns = [str(c) for c in frame.columns]
+        missing = [n for n in task.label_names if n not in classes]
+        check(
+            not missing, f"{what}: no column for label {missing[0] if missing else ''!r}; it has {', '.join(classes)}"
+        )
+        ids = [str(v) for v in frame["id"]]
+        self._row = {v: i for i, v in enumerate(ids)}
+        check(len(self._row) == len(ids), f"{what}: an id occurs twice; ids must be unique")
+        try:
+            probs = frame[list(task.label_names)].to_numpy(dtype=np.float64)
+        except (ValueError, TypeError):
+            check(False, f"{what}: a probability is not a number")
+        for fault, bad in {
+            "NaN or infinite": ~np.isfinite(probs).all(1),
+            "negative": (probs < 0).any(1),
+            "not summing to 1": np.abs(probs.sum(1) - 1) > 1e-3,
+        }.items():
+            check(not bad.any(), f"{what}: id {ids[int(bad.argmax())]!r} has probabilities {fault}; fix the file")
+        self._logits = np.log(np.maximum(probs, 1e-8)).astype(np.float32)
+        self._what = what
+        self.fingerprint = digest("probs", cache.file_sha256(path), task.label_names)
+
+    def compute(self, split: Split) -> np.ndarray:
+        """Log-probabilities, float32 `[N,C]`; `UserError` when an instance is missing."""
+        lost = [str(i) for i in split.ids if str(i) not in self._row]
+        check(
+            not lost,
+            f"{self._what}: no row for id {lost[0] if lost else ''!r} ({len(lost)} of {len(split)} {split.role} instances missing)",
+        )
+        return self._logits[[self._row[str(i)] for i in split.ids]]
+
+
+def load_pool(
+    settings: TeachersSettings, task: Task, home: Path, device: torch.device, amp: torch.dtype | None
+) -> list[Source]:
+    """Every teacher of the pool, in order; those that need fine-tuning and are not kept yet are fine-tuned now."""
+    return [load_teacher(spec, task, home, device, amp) for spec in settings.pool]
+
+
+def load_teacher(
+    spec: TeacherSettings, task: Task, home: Path, device: torch.device, amp: torch.dtype | None
+) -> Source:
+    """One teacher, fine-tuned on the task's train split (or on its pool) unless it is given fitted or as a file."""
+    what = f"teacher {spec.name}"
+    if spec.probs is not None:
+        return FileTeacher(spec, task)
+    if spec.fitted:
+        folder = resolve(str(spec.path), what)
+        _check_outputs(folder, task, spec)
+        return ModelTeacher(spec, folder, cache.folder_fingerprint(folder), task, device, amp)
+    check(
+        spec.pool is None or spec.pool in task.pools,
+        f"{what}: task {task.name} has no pool {spec.pool!r}; it has {', '.join(task.pools) or 'none'}",
+    )
+    data = task.splits["train"] if spec.pool is None else task.pools[spec.pool]
+    base = resolve(spec.path, what) if spec.path else None
+    facts = {
+        "format": FORMAT,
+        "spec": {k: v for k, v in asdict(spec).items() if k not in ("path", "labels")},
+        "base": cache.folder_fingerprint(base) if base else None,
+        "data": data.labelled_fingerprint,
+        "vocabulary": None if base else _vocabulary_fingerprint(task),
+        "labels": list(task.label_names),
+    }
+    folder = home / "teachers" / f"{task.name}-{spec.name}-{digest(facts)}"
+    manifest = cache.entry(folder, facts, lambda temporary: fit(spec, task, data, base, temporary, device, amp))
+    return ModelTeacher(spec, folder, digest(manifest["files"]), task, device, amp)
+
+
+def _check_outputs(folder: Path, task: Task, spec: TeacherSettings) -> None:
+    """A teacher that cannot serve the task is refused before anything is trained or written."""
+    from types import SimpleNamespace
+
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    output_order(SimpleNamespace(config=config), task.label_names, spec.labels, f"teacher {spec.name}")
+
+
+def _vocabulary_fingerprint(task: Task) -> str:
+    return digest([task.splits["train"].fingerprint, *(p.fingerprint for p in task.pools.values())])
+
+
+def vocabulary_texts(task: Task) -> list[tuple[str, ...]]:
+    """The texts that a word-level vocabulary is made of: train and the pools, never reward, dev or test."""
+    return [t for s in (task.splits["train"], *task.pools.values()) for t in s.texts]
+
+
+def fit(
+    spec: TeacherSettings,
+    task: Task,
+    data: Split,
+    base: Path | None,
+    folder: Path,
+    device: torch.device,
+    amp: torch.dtype | None,
+) -> dict[str, Any]:
+    """Fine-tune one teacher on `data` and write it to `folder` in transformers format; returns facts for its manifest."""
+    data.require("train", "pool")
+    what = f"teacher {spec.name}"
+    rng = np.random.default_rng(spec.seed)
+    if spec.share < 1:
+        data = data.take(stratified(data.labels, max(1, round(spec.share * len(data))), rng))
+    if base is None:
+        tokenizer = word_tokenizer(vocabulary_texts(task), spec.max_length)
+        config = {"max_position_embeddings": spec.max_length, **spec.config}
+        model = fresh_classifier(config, tokenizer, task.label_names, spec.seed, what)
+    else:
+        tokenizer = load_tokenizer(base, what)
+        model = load_classifier(base, task.label_names, spec.seed, what, spec.layers)
+    how = StudentSettings(
+        lr=spec.lr, schedule="linear", warmup=0.06, max_length=spec.max_length, freeze_embeddings=spec.freeze_embeddings
+    )
+    student = Student(model, tokenizer, how, device, amp)
+    tokens = TokenizedSplit.build(data.texts, tokenizer, spec.max_length, device)
+    labels = torch.from_numpy(data.labels).to(device)
+    stream = Stream(tokens.lengths, min(spec.batch_size, len(data)), spec.seed)
+    steps = max(1, spec.epochs * len(data) // stream.batch_size)
+    student.begin(steps)
+    started = time.perf_counter()
+    with isolated_rng(spec.seed):
+        for _ in tqdm(range(steps), desc=f"fine-tuning {what}", unit="step", disable=None, leave=False):
+            rows = stream.next()
+            gold = labels[torch.from_numpy(rows).to(device)]
+            student.step(tokens.batch(rows), lambda logits, gold=gold: F.cross_entropy(logits, gold, reduction="none"))  # type: ignore[misc]
+    student.save(folder)
+    return {"steps": steps, "instances": len(data), "seconds": round(time.perf_counter() - started, 1)}
+
+
+def main() -> None:
+    """Command line: fine-tune the configured pool, store its signals and print a table."""
+    from configs import launch
+
+    launch(_command, Path(__file__).stem)
+
+
+def _command(config: Any) -> None:
+    from .process import prepare
+    from .settings import ProcessSettings
+
+    prepared = prepare(ProcessSettings.from_config(config))
+    print(f"\n{'teacher':24s} {'dev acc':>8s} {'test acc':>9s} {'test loss':>10s}")
+    for row in prepared.teacher_scores():
+        print(
+            f"{row['name']:24s} {row['dev']['accuracy']:8.3f} {row['test']['accuracy']:9.3f} {row['test']['loss']:10.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

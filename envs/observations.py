@@ -1,0 +1,87 @@
+"""Observations by name: which parts the state of an instance has, where they lie, and within which bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from distill.process import Distillation
+from distill.settings import check, one_of
+
+PARTS = ("encoder", "teacher_probs", "teacher_loss", "student_probs", "student_loss", "divergence", "progress")
+STUDENT_PARTS = {"student_probs", "student_loss", "divergence"}
+LOSS_CAP = 5.0  # nats; losses and divergences above it all look alike to the policy
+
+
+@dataclass
+class ObservationSettings:
+    """The parts of the state, in order. The paper's state is encoder, teacher_probs and teacher_loss."""
+
+    parts: list[str] = field(default_factory=lambda: ["encoder", "teacher_probs", "teacher_loss"])
+
+    def __post_init__(self) -> None:
+        check(bool(self.parts), "observation.parts is empty; name some of " + ", ".join(PARTS))
+        for part in self.parts:
+            one_of(part, PARTS, "observation.parts")
+        check(len(set(self.parts)) == len(self.parts), f"observation.parts={self.parts} names a part twice")
+
+
+class Observation:
+    """Builds the flat, bounded float32 state of every row of the coming batch.
+
+    Attributes:
+        layout: name of a part -> its slice of the vector.
+        space: the Box of one row.
+    """
+
+    def __init__(self, settings: ObservationSettings, process: Distillation) -> None:
+        k, c, d = process.num_teachers, process.task.num_classes, process.signals.width
+        widths = {
+            "encoder": d,
+            "teacher_probs": k * c,
+            "teacher_loss": k,
+            "student_probs": c,
+            "student_loss": 1,
+            "divergence": k,
+            "progress": 1,
+        }
+        self.process = process
+        self.layout: dict[str, slice] = {}
+        start = 0
+        for part in settings.parts:
+            self.layout[part] = slice(start, start + widths[part])
+            start += widths[part]
+        low, high = np.zeros(start, np.float32), np.ones(start, np.float32)
+        if "encoder" in self.layout:
+            low[self.layout["encoder"]] = -1
+        self.space = gym.spaces.Box(low, high, dtype=np.float32)
+        self.looks_at_student = bool(STUDENT_PARTS & set(settings.parts))
+
+    def __call__(self) -> np.ndarray:
+        """States of the coming batch, float32 `[B, size]`; a fresh array at every call."""
+        now = self.process.current
+        assert now is not None
+        parts: dict[str, np.ndarray] = {
+            "encoder": np.clip(now.vectors, -1, 1),
+            "teacher_probs": now.probs.reshape(len(now.rows), -1),
+            "teacher_loss": np.minimum(now.teacher_losses, LOSS_CAP) / LOSS_CAP,
+            "progress": np.full((len(now.rows), 1), min(1.0, self.process.student.steps / self.process.student.budget)),
+        }
+        if self.looks_at_student:
+            with torch.inference_mode():
+                log_probs = F.log_softmax(self.process.student.forward(now.inputs), -1)
+                loss = -log_probs.gather(1, now.gold[:, None])
+                teachers = torch.from_numpy(now.logits).to(log_probs.device).log_softmax(-1)
+                # KL(teacher k || student): what the student would have to learn from each of them
+                divergence = (teachers.exp() * (teachers - log_probs[:, None])).sum(-1)
+                flat = torch.cat((log_probs.exp(), loss, divergence), 1).cpu().numpy()
+            c = log_probs.shape[1]
+            parts["student_probs"] = flat[:, :c]
+            parts["student_loss"] = np.clip(flat[:, c : c + 1], 0, LOSS_CAP) / LOSS_CAP
+            parts["divergence"] = np.clip(flat[:, c + 1 :], 0, LOSS_CAP) / LOSS_CAP
+        out = np.concatenate([parts[name] for name in self.layout], 1, dtype=np.float32)
+        return np.clip(out, self.space.low, self.space.high)

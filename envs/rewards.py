@@ -1,0 +1,215 @@
+"""Rewards by name: how much a student step was worth, and how that is credited to the rows of the batch.
+
+`validation_gain` is V(after) - V(before) on the reward split. `paper1`, `paper2` and `paper3` are the rewards that are
+known of the paper (arXiv 2012.06048), measured on the batch after the step. Every reward is one scalar a step, shared by
+the rows, unless `validation_gain` is asked for `influence` credit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.losses import distillation_loss, soft_labels
+from distill.process import Current, Distillation
+from distill.settings import LossSettings, check, one_of
+from distill.student import Direction
+from distill.tasks import stratified
+from distill.tokens import Batch
+
+REWARDS = ("validation_gain", "paper1", "paper2", "paper3")
+
+
+@dataclass
+class RewardSettings:
+    """The reward's name and options."""
+
+    name: str = "validation_gain"
+    metric: str = "loss"  # V: minus mean cross-entropy (nats), or accuracy
+    every: int = 8  # student steps between two measurements; the gain arrives with the measurement
+    size: int | None = 512  # reward instances that are measured (fixed, stratified); none: all
+    credit: str = "shared"  # shared, or influence: per row, first order
+    direction_size: int = 64  # reward instances behind the gradient v of influence credit, drawn anew each time
+    direction_every: int = 1  # student steps that one v serves
+    method: str = "finite"  # derivative of the logits along v: finite, central or exact
+    accuracy_weight: float = 0.5  # paper3 only; the paper's value is not known
+
+    def __post_init__(self) -> None:
+        one_of(self.name, REWARDS, "reward.name")
+        one_of(self.metric, ("loss", "accuracy"), "reward.metric")
+        one_of(self.credit, ("shared", "influence"), "reward.credit")
+        one_of(self.method, ("finite", "central", "exact"), "reward.method")
+        for key in ("every", "direction_size", "direction_every"):
+            check(getattr(self, key) > 0, f"reward.{key}={getattr(self, key)} must be positive")
+        check(
+            self.size is None or self.size > 0, f"reward.size={self.size} must be positive, or null for the whole split"
+        )
+        check(0 <= self.accuracy_weight <= 1, f"reward.accuracy_weight={self.accuracy_weight} must lie in [0, 1]")
+        check(
+            self.credit == "shared" or self.name == "validation_gain",
+            f"reward.credit=influence goes with validation_gain, not with {self.name}",
+        )
+
+
+@dataclass
+class Shares:
+    """First-order shares of the gain.
+
+    Attributes:
+        rows: `[B]`, of every row with the subset it was given.
+        advantage: `[B,K]`, share with teacher k on minus share with it off, the other bits as they are.
+    """
+
+    rows: Tensor
+    advantage: Tensor
+
+
+def influence_shares(
+    logits: Tensor, slope: Tensor, labels: Tensor, actions: Tensor, soft: Tensor, loss: LossSettings
+) -> Shares:
+    """Shares of a unit step: `<d loss_i / d logits, d logits_i / d v>`, for the subset given and for every bit flipped.
+
+    The loss is linear in the soft target, so all counterfactual subsets follow from the K products `<soft_k, slope>`.
+
+    Args:
+        logits: student before the step, `[B,C]`.
+        slope: derivative of the logits along v = grad L_reward, `[B,C]`.
+        labels: `[B]`. actions: subsets or weights `[B,K]`. soft: teacher distributions at the temperature `[B,K,C]`.
+    """
+    alpha, temperature = loss.alpha, loss.temperature
+    scale = (1 - alpha) * temperature
+    hard = (F.softmax(logits, -1) * slope).sum(-1) - slope.gather(1, labels[:, None])[:, 0]
+    own = alpha * hard + scale * (F.softmax(logits / temperature, -1) * slope).sum(-1)
+    u = (soft * slope[:, None]).sum(-1)  # [B,K]
+    total, mass = (actions * u).sum(-1, keepdim=True), actions.sum(-1, keepdim=True)
+
+    def share(numerator: Tensor, denominator: Tensor) -> Tensor:
+        taught = own[:, None] - scale * numerator / denominator.clamp_min(1e-12)
+        return torch.where(denominator > 1e-6, taught, hard[:, None])
+
+    weight = torch.where(actions > 0, actions, 1.0)
+    rest, rest_mass = total - actions * u, mass - actions
+    on = share(rest + weight * u, rest_mass + weight)
+    return Shares(rows=share(total, mass)[:, 0], advantage=on - share(rest, rest_mass))
+
+
+class Reward:
+    """The reward of one environment. `begin` at a reset; around every student step `before`, then `after`."""
+
+    def __init__(self, settings: RewardSettings, process: Distillation) -> None:
+        self.settings, self.process = settings, process
+        split = process.task.splits["reward"].require("reward")
+        size = min(settings.size or len(split), len(split))
+        self.rows = stratified(split.labels, size, np.random.default_rng(0))
+        self.labels = split.labels
+        self.batches = self._prepare(256)
+        self.value, self.steps = 0.0, 0
+        self.rng = np.random.default_rng(0)
+        self.direction: Direction | None = None
+        self._slope: Tensor | None = None
+
+    def _prepare(self, batch_size: int) -> list[tuple[Batch, Tensor]]:
+        """The measured instances as padded batches of like length, ready on the device."""
+        tokens = self.process.tokens("reward")
+        order = self.rows[np.argsort(tokens.lengths[self.rows], kind="stable")]
+        parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        return [(tokens.batch(p), self._gold(p)) for p in parts]
+
+    def _gold(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.labels[rows]).to(self.process.device)
+
+    def measure(self) -> float:
+        """V of the student now: minus mean cross-entropy (nats), or accuracy; weights and generators stay as they are."""
+        loss, accuracy = self.process.student.score(self.batches)
+        return accuracy if self.settings.metric == "accuracy" else -loss
+
+    def begin(self, seed: int) -> None:
+        """A new episode: gains count from the student's present value."""
+        self.rng = np.random.default_rng((seed, 1))
+        self.steps, self.direction = 0, None
+        if self.settings.name == "validation_gain":
+            self.value = self.measure()
+
+    # --- around one step --------------------------------------------------------------------------------------------
+
+    def before(self) -> None:
+        """What must be known before the student moves: the slope of the batch's logits along the reward gradient."""
+        s = self.settings
+        if s.credit != "influence":
+            return
+        student, now = self.process.student, self.process.current
+        assert now is not None
+        if self.direction is None or self.steps % s.direction_every == 0:
+            rows = np.sort(self.rng.choice(self.rows, min(s.direction_size, len(self.rows)), replace=False))
+            batch = self.process.tokens("reward").batch(rows)
+            self.direction = student.precondition(student.gradient(batch, self._gold(rows)))
+        self._slope = student.directional(now.inputs, self.direction, s.method)
+
+    def after(
+        self, batch: Current, logits: Tensor, actions: np.ndarray, lr: float
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Rewards of the rows, float64 `[B]`, and what the info shows of them.
+
+        Args:
+            batch: the batch just learnt from.
+            logits: the student's on it before the step, `[B,C]`.
+            lr: learning rate of the step.
+        """
+        s = self.settings
+        self.steps += 1
+        size = len(batch.rows)
+        info: dict[str, np.ndarray] = {}
+        if s.name != "validation_gain":
+            return np.full(size, self._paper(batch, actions)), info
+        gain = 0.0
+        if self.steps % s.every == 0 or self.process.done:
+            value = self.measure()
+            gain, self.value = value - self.value, value
+            info["gain"], info["value"] = np.full(size, gain), np.full(size, value)
+        rewards = np.full(size, gain)
+        if s.credit == "influence":
+            shares, advantage = self._influence(batch, logits, actions, lr)
+            rewards += size * (shares - shares.mean())
+            info["share"], info["influence"] = shares, advantage
+        return rewards, info
+
+    def _influence(
+        self, batch: Current, logits: Tensor, actions: np.ndarray, lr: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Shares `[B]` and advantages `[B,K]` in units of V: the unit shares times lr/B and the step's clipping factor."""
+        assert self._slope is not None
+        chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(logits.device)
+        shares = influence_shares(logits, self._slope, batch.gold, chosen, batch.soft, self.process.settings.loss)
+        student = self.process.student
+        scale = torch.tensor(lr / len(batch.rows), device=logits.device)
+        if student.norm is not None:
+            scale = scale * (student.settings.clip / (student.norm + 1e-6)).clamp_max(1)
+        both = torch.cat((shares.rows[:, None], shares.advantage), 1) * scale
+        flat = both.cpu().numpy().astype(np.float64)
+        return flat[:, 0], flat[:, 1:].astype(np.float32)
+
+    def _paper(self, batch: Current, actions: np.ndarray) -> float:
+        """`paper1` = -CE; `paper2` = -CE - KD; `paper3` = paper2 mixed with accuracy on the reward split. Student after the step.
+
+        KD is `T^2 KL(q || student)` for the chosen teachers, 0 for a row without any; means over the batch, nats.
+        """
+        s, student = self.settings, self.process.student
+        with torch.inference_mode():
+            logits = student.forward(batch.inputs)
+            reward = -F.cross_entropy(logits, batch.gold)
+            if s.name != "paper1":
+                chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(logits.device)
+                temperature = self.process.settings.loss.temperature
+                soft = soft_labels(torch.from_numpy(batch.logits).to(logits.device), temperature)
+                kd = distillation_loss(
+                    logits, batch.gold, chosen, soft, LossSettings(alpha=0.0, temperature=temperature)
+                )
+                reward = reward - torch.where(chosen.sum(-1) > 0, kd, 0.0).mean()
+            value = float(reward)
+        if s.name == "paper3":
+            value = (1 - s.accuracy_weight) * value + s.accuracy_weight * student.score(self.batches)[1]
+        return value
