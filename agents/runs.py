@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -23,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from distill.cache import write_json
+from distill.losses import label_loss
 from distill.process import Current, Distillation
 from distill.settings import UserError, digest
 from envs.teacher_select import Core
@@ -127,9 +127,7 @@ def floor_examples_per_s(process: Distillation, seed: int, steps: int = 100) -> 
     for _ in range(min(steps, process.budget)):
         rows = stream.next()
         gold = torch.from_numpy(process.labels[rows]).to(process.device)
-        process.student.step(
-            tokens.batch(rows), lambda logits, gold=gold: F.cross_entropy(logits, gold, reduction="none")
-        )  # type: ignore[misc]
+        process.student.step(tokens.batch(rows), label_loss(gold))
         count += len(rows)
     if process.device.type == "cuda":
         torch.cuda.synchronize(process.device)

@@ -8,6 +8,8 @@ from its label alone: CE(z, y). The T^2 keeps the two terms' gradients on one sc
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,6 +51,11 @@ def distillation_loss(logits: Tensor, labels: Tensor, actions: Tensor, soft: Ten
     kl = F.kl_div(F.log_softmax(logits / temperature, -1), q, reduction="none").sum(-1)
     taught = alpha * hard + (1 - alpha) * temperature**2 * kl
     return torch.where(actions.sum(-1) > 0, taught, hard)
+
+
+def label_loss(labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """The loss of learning from labels alone: a function from logits `[B,C]` to losses `[B]`, nats."""
+    return lambda logits: F.cross_entropy(logits, labels, reduction="none")
 
 
 def teacher_losses(teacher_logits: Tensor, labels: Tensor) -> Tensor:

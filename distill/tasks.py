@@ -131,6 +131,7 @@ class Task:
 
     @property
     def num_classes(self) -> int:
+        """C."""
         return len(self.label_names)
 
     @cached_property

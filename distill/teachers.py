@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from . import cache
@@ -214,7 +213,7 @@ def fit(
         for _ in tqdm(range(steps), desc=f"fine-tuning {what}", unit="step", disable=None, leave=False):
             rows = stream.next()
             gold = labels[torch.from_numpy(rows).to(device)]
-            student.step(tokens.batch(rows), lambda logits, gold=gold: F.cross_entropy(logits, gold, reduction="none"))  # type: ignore[misc]
+            student.step(tokens.batch(rows), label_loss(gold))
     student.save(folder)
     return {"steps": steps, "instances": len(data), "seconds": round(time.perf_counter() - started, 1)}
 

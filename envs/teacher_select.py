@@ -8,7 +8,7 @@ actions give the same student in both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -125,7 +125,7 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
         UserError: for anything wrong in the configuration or the data, in one line.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  as Gymnasium declares it
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     before. Other arguments as of `TeacherSelectEnv`; `num_envs` is the student's batch size.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.core = Core(as_config(config, task, teachers, student, overrides), num_envs)
         self.num_envs = self.core.batch_size
         self.autoreset_mode = AutoresetMode.SAME_STEP if autoreset_mode == "same_step" else AutoresetMode.DISABLED
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = self.core.observe.space
         self.single_action_space = gym.spaces.MultiBinary(self.core.process.num_teachers)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
