@@ -16,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import cache
+from .losses import label_loss
 from .models import (
     fresh_classifier,
     isolated_rng,
