@@ -47,7 +47,7 @@ class ReinforceSettings:
 
     name: str = "reinforce"
     credit: str = "counterfactual"  # what the choice of a teacher is credited with, see `surrogate`
-    lr: float = 0.03  # of the selector (Adam)
+    lr: float = 0.005  # of the selector (Adam)
     episodes: int = 4  # of joint training, each of budget.steps student steps
     warmup: int = 8  # selector steps with all teachers on
     baseline: float = 0.9  # decay of the running mean and spread of the shared reward
@@ -219,31 +219,8 @@ def run(config: dict[str, Any]) -> None:
     def fixed(states: np.ndarray, batch: Current) -> np.ndarray:
         return selector.greedy(states)
 
-    rules: dict[str, runs.Rule] = {"control": runs.everyone, "student": fixed}
-    best_known = runs.oracle(process) if settings.oracle else None
-    if best_known is not None:
-        rules["oracle"] = best_known
-    done = {name: runs.follow(core, rule, seed, name) for name, rule in rules.items()}
-    for name, outcome in done.items():
-        results[name] = runs.scores_of(outcome)
-    student = done["student"]
-    results["selection"] = {"rate": student.rate, "mean_size": student.mean_size, "empty": student.empty}
-    steps = settings.episodes * process.budget
-    results["cost"] = {
-        "teacher_fit_s": process.prepared.teacher_fit_s,
-        "signals_s": process.prepared.signals_s,
-        "warm_start_s": process.warm_start_s,
-        "train_s": train_s,
-        "student_steps": steps,
-        "examples_per_s": steps * core.batch_size / train_s,
-        "floor_examples_per_s": runs.floor_examples_per_s(process, seed),
-    }
-    process.student.restore(student.weights)
-    process.student.save(folder / "student")
     save_file({k: v.contiguous() for k, v in selector.state_dict().items()}, folder / "policy.safetensors")
-    runs.write_run(folder, config, results)
-    runs.print_table(results, process, ("joint", "oracle"))
-    print(f"written to {folder}")
+    runs.conclude(core, config, results, fixed, train_s, settings.episodes, settings.oracle)
 
 
 if __name__ == "__main__":

@@ -192,6 +192,47 @@ def write_run(folder: Path, config: dict[str, Any], results: dict[str, Any]) -> 
         ) from None
 
 
+def conclude(
+    core: Core,
+    config: dict[str, Any],
+    results: dict[str, Any],
+    rule: Rule,
+    train_s: float,
+    episodes: int,
+    with_oracle: bool,
+) -> Run:
+    """What every learnt policy is judged by, and everything a run leaves behind but the policy itself.
+
+    From the same warm start, on the same batches, for the same number of steps: the control, the student under the
+    fixed `rule` and, where the task knows it, the oracle. Then results.json, the student and the table.
+    """
+    process, seed, folder = core.process, config["seed"], run_folder()
+    rules = {"control": everyone, "student": rule}
+    best_known = oracle(process) if with_oracle else None
+    if best_known is not None:
+        rules["oracle"] = best_known
+    done = {name: follow(core, choose, seed, name) for name, choose in rules.items()}
+    results |= {name: scores_of(outcome) for name, outcome in done.items()}
+    student = done["student"]
+    results["selection"] = {"rate": student.rate, "mean_size": student.mean_size, "empty": student.empty}
+    steps = episodes * process.budget
+    results["cost"] = {
+        "teacher_fit_s": process.prepared.teacher_fit_s,
+        "signals_s": process.prepared.signals_s,
+        "warm_start_s": process.warm_start_s,
+        "train_s": train_s,
+        "student_steps": steps,
+        "examples_per_s": steps * core.batch_size / train_s,
+        "floor_examples_per_s": floor_examples_per_s(process, seed),
+    }
+    process.student.restore(student.weights)
+    process.student.save(folder / "student")
+    write_run(folder, config, results)
+    print_table(results, process, ("joint", "oracle"))
+    print(f"written to {folder}")
+    return student
+
+
 def print_table(results: dict[str, Any], process: Distillation, extra: tuple[str, ...] = ()) -> None:
     """The one table at the end: teachers, control, student, on dev and test."""
     metric, tests = process.task.metric, process.task.tests

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .settings import StudentSettings
 from .tokens import Batch, TokenizedSplit, run_over
@@ -74,8 +75,11 @@ class Student:
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits `[B,C]` in float32, under autocast if it is on."""
-        with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
+        with self._autocast():
             return self.model(**batch).logits.float()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
 
     def step(self, batch: Batch, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """One optimiser step on the mean of `loss(logits)` `[B]`.
@@ -143,24 +147,26 @@ class Student:
             )
         return out
 
-    def directional(self, batch: Batch, direction: Direction, method: str = "finite", reach: float = 1e-2) -> Tensor:
+    def directional(self, batch: Batch, direction: Direction, method: str = "auto", reach: float = 1e-2) -> Tensor:
         """d logits / d e at weights + e * direction: `[B,C]`, without dropout.
 
         Args:
-            method: `finite`: a forward difference over a step of norm `reach` (two forwards; in full precision);
-                `central`: a central difference; `exact`: forward-mode differentiation (`torch.func.jvp`).
+            method: `exact`: forward-mode differentiation (`torch.func.jvp`), under autocast if it is on; `finite`: a
+                forward difference over a step of norm `reach`; `central`: a central difference, twice the reach apart.
+                Differences run in full precision. `auto` takes the cheaper one: exact with autocast, finite without.
         """
         base = {n: p.detach() for n, p in self.named.items()}
+        if method == "auto":
+            method = "finite" if self.amp is None else "exact"
         if method == "exact":
-            from torch.nn.attention import SDPBackend, sdpa_kernel
 
             def run(params: Direction) -> Tensor:
-                logits: Tensor = functional_call(self.model, params, kwargs=batch).logits
-                return logits
+                return functional_call(self.model, params, kwargs=batch).logits.float()
 
-            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode rule
+            # The fused attention kernels have no forward-mode rule.
+            with torch.no_grad(), self._autocast(), sdpa_kernel(SDPBackend.MATH):
                 tangent: Tensor = torch.func.jvp(run, (base,), (direction,))[1]
-                return tangent
+            return tangent
         with torch.no_grad():
             norm = torch.stack(torch._foreach_norm(list(direction.values()))).norm()
             eps = reach / norm.clamp_min(1e-12)

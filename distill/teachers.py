@@ -223,7 +223,7 @@ def main() -> None:
     """Command line: fine-tune the configured pool, store its signals and print a table."""
     from configs import launch
 
-    launch(_command, Path(__file__).stem)
+    launch(_command)
 
 
 def _command(config: Any) -> None:

@@ -35,14 +35,14 @@ class RewardSettings:
     credit: str = "shared"  # shared, or influence: per row, first order
     direction_size: int = 64  # reward instances behind the gradient v of influence credit, drawn anew each time
     direction_every: int = 1  # student steps that one v serves
-    method: str = "finite"  # derivative of the logits along v: finite, central or exact
+    method: str = "auto"  # derivative of the logits along v: finite, central, exact, or auto: the cheaper one
     accuracy_weight: float = 0.5  # paper3 only; the paper's value is not known
 
     def __post_init__(self) -> None:
         one_of(self.name, REWARDS, "reward.name")
         one_of(self.metric, ("loss", "accuracy"), "reward.metric")
         one_of(self.credit, ("shared", "influence"), "reward.credit")
-        one_of(self.method, ("finite", "central", "exact"), "reward.method")
+        one_of(self.method, ("auto", "finite", "central", "exact"), "reward.method")
         for key in ("every", "direction_size", "direction_every"):
             check(getattr(self, key) > 0, f"reward.{key}={getattr(self, key)} must be positive")
         check(
@@ -108,6 +108,7 @@ class Reward:
         self.labels = split.labels
         self.batches = self._prepare(256)
         self.value, self.steps = 0.0, 0
+        self._warm_value: float | None = None  # every restart begins at the same student: measured once
         self.rng = np.random.default_rng(0)
         self.direction: Direction | None = None
         self._slope: Tensor | None = None
@@ -127,12 +128,15 @@ class Reward:
         loss, accuracy = self.process.student.score(self.batches)
         return accuracy if self.settings.metric == "accuracy" else -loss
 
-    def begin(self, seed: int) -> None:
-        """A new episode: gains count from the student's present value."""
+    def begin(self, seed: int, restart: bool) -> None:
+        """A new episode: gains count from the student's present value, the warm start's after a restart."""
         self.rng = np.random.default_rng((seed, 1))
         self.steps, self.direction = 0, None
-        if self.settings.name == "validation_gain":
-            self.value = self.measure()
+        if self.settings.name != "validation_gain":
+            return
+        if restart and self._warm_value is None:
+            self._warm_value = self.measure()
+        self.value = self._warm_value if restart and self._warm_value is not None else self.measure()
 
     # --- around one step --------------------------------------------------------------------------------------------
 

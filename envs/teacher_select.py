@@ -36,6 +36,7 @@ class Core:
         settings = ProcessSettings.from_config(config)
         if batch_size is not None:
             settings.budget.batch_size = batch_size
+        self.weights = False  # whether actions may be weights; set by the wrapper that offers them
         reward = parse(RewardSettings, config.get("reward", {}), "reward")
         observation = parse(ObservationSettings, config.get("observation", {}), "observation")
         # A caller may sit inside inference_mode; parameters made there could never be trained.
@@ -53,7 +54,7 @@ class Core:
         """Start an episode; returns the states `[B, size]` of its first batch."""
         with torch.inference_mode(False), torch.enable_grad():
             self.process.begin(seed, restart)
-            self.reward.begin(seed)
+            self.reward.begin(seed, restart)
             return self.observe()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool, dict[str, np.ndarray]]:
@@ -81,11 +82,18 @@ def check_ready(ready: bool) -> None:
         raise gym.error.ResetNeeded("no episode is under way: call reset() first")
 
 
-def as_actions(action: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Subsets as float32 0/1 from int8, bool or float input; `ValueError` for another shape or a value that is no bit."""
+def as_actions(action: Any, shape: tuple[int, ...], weights: bool = False) -> np.ndarray:
+    """Subsets as float32 0/1 from int8, bool or float input, or weights as they are.
+
+    Raises `ValueError` for another shape, a value that is no bit, or a weight outside [0, 1].
+    """
     array = np.asarray(action)
     if array.shape != shape:
         raise ValueError(f"action has shape {array.shape}, expected {shape}: one bit per teacher")
+    if weights:
+        if not ((array >= 0) & (array <= 1)).all():
+            raise ValueError(f"action {array.tolist()} holds a weight outside [0, 1]")
+        return array.astype(np.float32)
     if not np.isin(array, (0, 1)).all():
         raise ValueError(f"action {array.tolist()} holds something other than 0 and 1")
     return (array > 0.5).astype(np.float32)
@@ -163,7 +171,7 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
         """Choose the teachers of one instance; the batch's reward arrives with its last instance."""
         check_ready(self._states is not None)
         assert self._states is not None
-        self._actions.append(as_actions(action, (self.core.process.num_teachers,)))
+        self._actions.append(as_actions(action, (self.core.process.num_teachers,), self.core.weights))
         if len(self._actions) < self.core.batch_size:
             return self._states[len(self._actions)].copy(), 0.0, False, False, self._info()
         self._states, rewards, done, info = self.core.step(np.stack(self._actions))
@@ -236,7 +244,7 @@ class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Choose the teachers of the whole batch, `[num_envs, K]`; the student takes one step."""
         check_ready(self._ready)
         states, rewards, done, info = self.core.step(
-            as_actions(actions, (self.num_envs, self.core.process.num_teachers))
+            as_actions(actions, (self.num_envs, self.core.process.num_teachers), self.core.weights)
         )
         out = self._masked({"instance": self.core.instances(), **info})
         if done and self.autoreset_mode is AutoresetMode.DISABLED:
