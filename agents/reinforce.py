@@ -109,33 +109,42 @@ def surrogate(logits: Tensor, actions: Tensor, advantages: Tensor) -> Tensor:
     off, the other bits as sampled): its Rao-Blackwellised form, `sum_k A_k grad p_k`, where the expectation over bit k
     is taken exactly instead of by its sample.
     """
-    if advantages.ndim == 1:
+    if advantages.ndim == 1:  # one for every row, or a single one for all
         return (advantages * log_prob(logits, actions)).mean()
     return (advantages * torch.sigmoid(logits)).sum(-1).mean()
 
 
 class Credit:
-    """Turns what a step reported into normalised advantages."""
+    """Turns what a step reported into normalised advantages. `waits`: the reward is there only where it was measured."""
 
-    def __init__(self, settings: ReinforceSettings) -> None:
-        self.settings, self.mean, self.spread = settings, 0.0, 0.0
+    def __init__(self, settings: ReinforceSettings, waits: bool) -> None:
+        self.settings, self.waits = settings, waits
+        self.mean, self.spread, self.count = 0.0, 0.0, 0
 
     def __call__(self, rewards: np.ndarray, info: dict[str, Any]) -> Tensor | None:
-        """Advantages `[B]` or `[B,K]`; None while there is nothing to learn from (the gain has not been measured yet)."""
+        """Advantages `[B,K]`, `[B]` or (shared) `[1]`; None while there is nothing to learn from."""
         kind = self.settings.credit
         if kind == "counterfactual":
-            advantages = torch.from_numpy(info["influence"])
-            return advantages / (advantages.std() + 1e-12)
+            return _scaled(info["influence"])
         if kind == "influence":
-            rows = torch.from_numpy(rewards).float()
-            return (rows - rows.mean()) / (rows.std() + 1e-12)
-        if "_gain" not in info and "value" not in info and not rewards.any():
+            return _scaled(rewards - rewards.mean())
+        if self.waits and "gain" not in info:
             return None
         reward, decay = float(rewards.mean()), self.settings.baseline
+        self.count += 1
+        if self.count == 1:  # nothing to compare with yet
+            self.mean = reward
+            return None
         advantage = reward - self.mean
         self.mean += (1 - decay) * advantage
         self.spread = decay * self.spread + (1 - decay) * abs(advantage)
-        return torch.full((len(rewards),), advantage / (self.spread + 1e-12))
+        return torch.tensor([advantage / (self.spread / (1 - decay ** (self.count - 1)) + 1e-12)], dtype=torch.float32)
+
+
+def _scaled(values: np.ndarray) -> Tensor:
+    """Values over their standard deviation, in double precision first: equal ones must give zero, not rounding noise."""
+    exact = np.asarray(values, np.float64)
+    return torch.from_numpy(exact / (exact.std() + 1e-12)).float()
 
 
 # --- joint training ---------------------------------------------------------------------------------------------------
@@ -149,7 +158,8 @@ def train(
     torch_rng = torch.Generator().manual_seed(seed)
     selector = Selector(env.single_observation_space.shape[0], process.num_teachers, settings.bias)  # type: ignore[index]
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
-    credit = Credit(settings)
+    credit = Credit(settings, waits=env.core.reward.settings.name == "validation_gain")
+    pending: list[tuple[np.ndarray, np.ndarray]] = []  # states and actions that no reward has answered yet
     everyone = np.ones((env.num_envs, process.num_teachers), np.float32)
     kept: tuple[float, dict[str, Tensor], dict[str, Any], list[Tensor]] | None = None
     steps, spent = 0, 0.0
@@ -163,10 +173,12 @@ def train(
             warming = steps < settings.warmup
             actions = everyone if warming else selector.sample(states, torch_rng)
             next_states, rewards, terminated, _, info = env.step(actions)
-            logits = selector(torch.from_numpy(states))
-            chosen = torch.from_numpy(actions)
-            advantages = torch.ones(len(chosen)) if warming else credit(rewards, info)
+            advantages = torch.ones(1) if warming else credit(rewards, info)
+            pending.append((states, actions))
             if advantages is not None:
+                logits = selector(torch.from_numpy(np.concatenate([s for s, _ in pending])))
+                chosen = torch.from_numpy(np.concatenate([a for _, a in pending]))
+                pending.clear()
                 p = torch.sigmoid(logits)
                 entropy = -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).mean()
                 optimizer.zero_grad()

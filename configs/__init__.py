@@ -68,20 +68,24 @@ def launch(run: Callable[[Any], None], config: str = "config") -> None:
     A user's mistake ends with one line on stderr and exit code 2; nothing is left behind. Bugs keep their traceback.
     """
     arguments = sys.argv[1:]
+    made: list[Path] = []  # folders of the run that did not exist before it
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def guarded(cfg: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
         try:
             run(OmegaConf.to_container(cfg, resolve=True))
         except UserError as error:
-            _remove_empty(Path(HydraConfig.get().runtime.output_dir))
+            _remove_empty([folder, *made])
             _fail(error)
 
     setup_globals()  # Hydra's resolvers, such as ${now:}
     if not any(a.startswith("-") for a in arguments):  # flags are Hydra's own: help, sweeps, printing the config
         try:
-            _check_output(Path(_compose(arguments, config, with_hydra=True).hydra.run.dir))
+            folder = Path(_compose(arguments, config, with_hydra=True).hydra.run.dir).absolute()
+            _check_output(folder)
+            made += [place for place in folder.parents if not place.exists()]
         except UserError as error:
             _fail(error)
     main(version_base="1.3", config_path="pkg://configs", config_name=config)(guarded)()
@@ -94,9 +98,7 @@ def _fail(error: UserError) -> None:
 
 def _check_output(folder: Path) -> None:
     """Raise `UserError` unless the run's folder can be made, leaving nothing."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
+    place = next(p for p in (folder, *folder.parents) if p.exists())
     try:
         with tempfile.TemporaryDirectory(dir=place):
             pass
@@ -104,9 +106,9 @@ def _check_output(folder: Path) -> None:
         raise UserError(f"hydra.run.dir={folder} cannot be written ({error.strerror}); name another folder") from None
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove a run's folder, and its parents, as far as they are empty."""
-    for place in (folder, *folder.parents):
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, innermost first, as far as they are empty."""
+    for place in folders:
         try:
             place.rmdir()
         except OSError:

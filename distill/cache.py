@@ -53,7 +53,7 @@ def read_manifest(entry: Path) -> dict[str, Any]:
     way_out = f"; delete {entry} to build it again"
     try:
         manifest: dict[str, Any] = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
-        files: dict[str, str] = manifest["files"]
+        files: dict[str, str] = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cache entry {entry}: unreadable manifest ({type(error).__name__}){way_out}") from None
     for name, expected in files.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import re
 from collections import Counter
@@ -23,7 +24,7 @@ from transformers import (
     BertForSequenceClassification,
 )
 
-from .settings import StudentSettings, UserError, check
+from .settings import StudentSettings, UserError, check, expand, one_of
 
 log = logging.getLogger(__name__)
 transformers.logging.set_verbosity_error()  # its advice to "train this model" is what happens next anyway
@@ -76,7 +77,7 @@ def resolve(path: str, what: str) -> Path:
         folder = Path(roots[0]) / inner
         check((folder / "config.json").is_file(), f"{what}: package {name} holds no checkpoint {inner!r}")
         return folder
-    folder = Path(path).expanduser()
+    folder = expand(path)
     if folder.is_dir():
         check(
             (folder / "config.json").is_file(),
@@ -95,8 +96,32 @@ def resolve(path: str, what: str) -> Path:
         ) from None
 
 
+def load_config(folder: Path, what: str, **changes: Any) -> Any:
+    """The checkpoint's configuration; `UserError` when config.json is none."""
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, **changes)
+    except Exception as error:
+        raise UserError(
+            f"{what}: {folder}/config.json is not a transformers configuration ({type(error).__name__})"
+        ) from None
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+
+
 def load_tokenizer(folder: Path, what: str) -> Any:
-    """The checkpoint's own tokenizer."""
+    """The checkpoint's own tokenizer. A folder without one is refused: the library would invent an empty vocabulary."""
+    found = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    check(
+        found, f"{what}: {folder} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save one beside the model"
+    )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
@@ -134,6 +159,9 @@ def word_tokenizer(texts: Sequence[tuple[str, ...]], max_length: int, size: int 
 def fresh_classifier(config: dict[str, Any], tokenizer: Any, labels: Sequence[str], seed: int, what: str) -> nn.Module:
     """A BERT classifier with random weights; `config` holds BertConfig fields."""
     names = dict(enumerate(labels))
+    known = BertConfig().to_dict()
+    for key in config:
+        one_of(key, sorted(known), f"{what}: config key")
     try:
         full = BertConfig(
             **{
@@ -172,12 +200,7 @@ def load_classifier(
             "id2label": dict(enumerate(labels)),
             "label2id": {n: i for i, n in enumerate(labels)},
         }
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **changes)
-    except Exception as error:
-        raise UserError(
-            f"{what}: {folder}/config.json is not a transformers configuration ({type(error).__name__})"
-        ) from None
+    config = load_config(folder, what, **changes)
     if layers is not None:
         depth = config.num_hidden_layers
         check(layers <= depth, f"{what}: layers={layers}, but {folder} has only {depth}")
@@ -239,10 +262,33 @@ def build_student(
         config = {"max_position_embeddings": settings.max_length, **settings.config}
         if settings.dropout is not None:
             config |= {"hidden_dropout_prob": settings.dropout, "attention_probs_dropout_prob": settings.dropout}
-        return fresh_classifier(config, tokenizer, labels, seed, what), tokenizer
+        model = fresh_classifier(config, tokenizer, labels, seed, what)
+        check_length(model, settings.max_length, what)
+        return model, tokenizer
     folder = resolve(str(settings.path), what)
     layers = settings.layers if settings.kind == "truncate" else None
-    return load_classifier(folder, labels, seed, what, layers, settings.dropout), load_tokenizer(folder, what)
+    model = load_classifier(folder, labels, seed, what, layers, settings.dropout)
+    check_length(model, settings.max_length, what)
+    return model, load_tokenizer(folder, what)
+
+
+def takes_token_types(model: Any) -> bool:
+    """Whether the model tells the two texts of a pair apart by token types (BERT, ALBERT and XLNet do; RoBERTa does not)."""
+    kinds = getattr(model.config, "type_vocab_size", 0) or 0
+    return "token_type_ids" in inspect.signature(model.forward).parameters and (
+        kinds > 1 or model.config.model_type == "xlnet"
+    )
+
+
+def check_length(model: Any, max_length: int, what: str) -> None:
+    """Raise `UserError` when `max_length` tokens are more than the model has positions for."""
+    positions = getattr(model.config, "max_position_embeddings", None) or 0
+    if model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= model.config.pad_token_id + 1  # their positions start behind the padding's
+    check(
+        positions <= 0 or max_length <= positions,
+        f"{what}: max_length={max_length} is more than its {positions} positions",
+    )
 
 
 def output_order(model: Any, label_names: Sequence[str], given: Sequence[str] | None, what: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from . import cache
 from .losses import distillation_loss, soft_labels, teacher_losses
-from .models import build_student, pick_amp, pick_device
+from .models import build_student, pick_amp, pick_device, resolve
 from .settings import ProcessSettings, digest
 from .signals import LiveSignals, Source, StoredSignals, TeacherSignals, make_encoder
 from .student import Student
@@ -134,6 +135,8 @@ class Distillation:
 
     def __init__(self, settings: ProcessSettings) -> None:
         self.settings = settings
+        if settings.student.path:  # before the teachers are trained, not after
+            resolve(settings.student.path, "student")
         self.prepared = prepare(settings)
         self.task, self.device = self.prepared.task, self.prepared.device
         self.signals = self.prepared.signals("train")
@@ -151,6 +154,7 @@ class Distillation:
         self.stream = Stream(tokens.lengths, budget.batch_size, 0, budget.group_lengths)
         self.rng_state = torch.Generator().manual_seed(0).get_state()
         self._cuda_state: Tensor | None = None
+        self._seed = 0
         self.current: Current | None = None
         started = time.perf_counter()
         self.warm = self._warm_start()
@@ -165,9 +169,7 @@ class Distillation:
         """A split in the student's tokens."""
         if role not in self._tokens:
             texts = self.task.splits[role].texts
-            self._tokens[role] = TokenizedSplit.build(
-                texts, self.student.tokenizer, self.settings.student.max_length, self.device
-            )
+            self._tokens[role] = self.student.tokenize(texts)
         return self._tokens[role]
 
     # --- running ----------------------------------------------------------------------------------------------------
@@ -246,6 +248,65 @@ class Distillation:
         """The student's metrics on a whole split (not train)."""
         split = self.task.splits[role].require("reward", "dev", "test")
         return self.task.scores(self.student.predict(self.tokens(role)).numpy(), split.labels)
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Everything the coming steps depend on: arrays (weights, optimiser, stream, generators) and JSON-able facts."""
+        stream = self.stream.state()
+        arrays = {f"student/{n}": p.detach().cpu().numpy().copy() for n, p in self.student.named.items()}
+        for name, parameter in self.student.named.items():
+            for key, value in self.student.optimizer.state.get(parameter, {}).items():
+                if value is not None:  # plain SGD keeps an empty momentum
+                    arrays[f"optimizer/{key}/{name}"] = value.detach().cpu().numpy().copy()
+        arrays |= {
+            "stream/carry": stream["carry"],
+            "stream/queue": stream["queue"],
+            "rng/torch": self.rng_state.numpy().copy(),
+        }
+        if self.current is not None:
+            arrays["rows"] = self.current.rows.copy()
+        if self._cuda_state is not None:
+            arrays["rng/cuda"] = self._cuda_state.cpu().numpy().copy()
+        facts = {
+            "steps": self.student.steps,
+            "budget": self.student.budget,
+            "seed": self._seed,
+            "stream": stream["rng"],
+        }
+        return arrays, facts
+
+    def set_state(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+        """Go on from `state()`, of this process or of one with the same settings."""
+        student = self.student
+        student.restore([torch.from_numpy(arrays[f"student/{n}"]) for n in student.named])
+        student.optimizer.state.clear()
+        for path, value in arrays.items():
+            if path.startswith("optimizer/"):
+                _, key, name = path.split("/", 2)
+                parameter = student.named[name]
+                student.optimizer.state[parameter][key] = torch.from_numpy(value.copy()).to(parameter.device)
+        student.steps, student.budget, self._seed = facts["steps"], facts["budget"], facts["seed"]
+        self.stream.set_state(
+            {"rng": facts["stream"], "carry": arrays["stream/carry"], "queue": arrays["stream/queue"]}
+        )
+        self.rng_state = torch.from_numpy(arrays["rng/torch"].copy())
+        self._cuda_state = torch.from_numpy(arrays["rng/cuda"].copy()) if "rng/cuda" in arrays else None
+        self.current = self.load(arrays["rows"]) if "rows" in arrays else None
+
+    def fork(self) -> Distillation:
+        """An independent copy of the process as it stands; data, signals and warm start are shared."""
+        other = copy.copy(self)
+        other.student = Student(
+            copy.deepcopy(self.student.model),
+            self.student.tokenizer,
+            self.settings.student,
+            self.device,
+            self.prepared.amp,
+        )
+        other.stream = Stream(self.stream.lengths, self.stream.batch_size, 0, self.stream.group)
+        other.set_state(*self.state())
+        return other
 
     # --- the warm start ---------------------------------------------------------------------------------------------
 

@@ -53,6 +53,14 @@ def plain_name(value: str, what: str) -> None:
     )
 
 
+def expand(path: str) -> Path:
+    """A path with `~` as the home folder; a `~user` nobody is called stays as written."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def parse(cls: type[T], mapping: Any, where: str) -> T:
     """Build the dataclass `cls` from a mapping, checking keys and types; `where` is the config key named in errors."""
     if OmegaConf.is_config(mapping):
@@ -332,4 +340,4 @@ class ProcessSettings:
     @property
     def home_dir(self) -> Path:
         """Folder of all caches, with `~` expanded."""
-        return Path(self.home).expanduser()
+        return expand(self.home)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import cache
-from .models import load_encoder, load_tokenizer, resolve
+from .models import check_length, load_config, load_encoder, load_tokenizer, resolve, takes_token_types
 from .settings import EncoderSettings, UserError, check, digest
 from .tasks import Split
 from .tokens import Batch, TokenizedSplit, run_over
@@ -173,10 +173,10 @@ class TransformerEncoder:
         self.settings, self.device, self.amp = settings, device, amp
         self.folder = resolve(str(settings.path), "encoder")
         self.name = "encoder"
-        self.fingerprint = digest(cache.folder_fingerprint(self.folder), settings.pooling, settings.max_length)
-        from transformers import AutoConfig
-
-        self.width = int(AutoConfig.from_pretrained(self.folder, local_files_only=True).hidden_size)
+        self.fingerprint = digest(
+            cache.folder_fingerprint(self.folder), settings.pooling, settings.max_length, str(amp)
+        )
+        self.width = int(load_config(self.folder, "encoder").hidden_size)
         self._model: Any = None
 
     def compute(self, split: Split) -> np.ndarray:
@@ -184,7 +184,9 @@ class TransformerEncoder:
         tokenizer = load_tokenizer(self.folder, "encoder")
         if self._model is None:
             self._model = load_encoder(self.folder, "encoder").to(self.device)
-        tokens = TokenizedSplit.build(split.texts, tokenizer, self.settings.max_length, self.device)
+            check_length(self._model, self.settings.max_length, "encoder")
+        types = takes_token_types(self._model)
+        tokens = TokenizedSplit.build(split.texts, tokenizer, self.settings.max_length, self.device, types)
         return unit(run_over(tokens, self._pool, progress=f"encoder on {split.role}").numpy())
 
     def _pool(self, batch: Batch) -> Tensor:
@@ -203,7 +205,7 @@ def make_encoder(settings: EncoderSettings, device: torch.device, amp: torch.dty
         return BagEncoder(settings.dim)
     try:
         return TransformerEncoder(settings, device, amp)
-    except (OSError, AttributeError) as error:
+    except AttributeError as error:
         raise UserError(
             f"encoder: {settings.path} is not an encoder with a hidden size ({type(error).__name__})"
         ) from None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .models import takes_token_types
 from .settings import StudentSettings
 from .tokens import Batch, TokenizedSplit, run_over
 
@@ -72,6 +73,11 @@ class Student:
         rise = min(1.0, t / s.warmup) if s.warmup else 1.0
         fall = max(0.0, (1 - self.steps / self.budget) / (1 - s.warmup)) if s.schedule == "linear" else 1.0
         return s.lr * min(rise, fall)
+
+    def tokenize(self, texts: Sequence[tuple[str, ...]]) -> TokenizedSplit:
+        """Texts in this model's tokens, on its device."""
+        types = takes_token_types(self.model)
+        return TokenizedSplit.build(texts, self.tokenizer, self.settings.max_length, self.device, types)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits `[B,C]` in float32, under autocast if it is on."""
@@ -134,17 +140,23 @@ class Student:
         return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(self.named.items(), grads, strict=True)}
 
     def precondition(self, direction: Direction) -> Direction:
-        """The direction as the optimiser scales it: AdamW divides by the root of its second moment, SGD leaves it."""
-        if self.settings.optimizer == "sgd" or not self.optimizer.state:
+        """The direction as the optimiser scales it: AdamW divides by the root of its second moment, SGD leaves it.
+
+        What AdamW has never moved (words not met since `begin`) counts as still: its first step there is not a
+        multiple of the gradient, and dividing by `eps` alone would drown everything else.
+        """
+        if self.settings.optimizer == "sgd":
             return direction
         eps, beta2 = self.optimizer.defaults["eps"], self.optimizer.defaults["betas"][1]
         correction = 1 - beta2 ** max(1, self.steps)
         out = {}
         for name, value in direction.items():
             state = self.optimizer.state.get(self.named[name])
-            out[name] = (
-                value / ((state["exp_avg_sq"] / correction).sqrt_().add_(eps)) if state else torch.zeros_like(value)
-            )
+            if not state:
+                out[name] = torch.zeros_like(value)
+                continue
+            second = state["exp_avg_sq"] / correction
+            out[name] = torch.where(second > 0, value / second.sqrt().add_(eps), 0.0)
         return out
 
     def directional(self, batch: Batch, direction: Direction, method: str = "auto", reach: float = 1e-2) -> Tensor:

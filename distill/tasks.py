@@ -5,6 +5,7 @@ Sources: official GLUE TSV files in a folder, GLUE on the hub, the user's own fi
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import bundled
-from .settings import ROLES, RoleError, TaskSettings, UserError, check, digest, one_of
+from .settings import ROLES, RoleError, TaskSettings, UserError, check, digest, expand, one_of
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,8 @@ def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.n
         for c in order:
             if take.sum() < count and take[c] < sizes[c]:
                 take[c] += 1
-    while take.sum() > count:
-        take[np.argmax(take)] -= 1
+    while take.sum() > count:  # too many classes were given their one: take from those furthest above their share
+        take[np.argmax(np.where(take > 1, take - exact, -np.inf))] -= 1
     return np.sort(
         np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(classes, take, strict=True)])
     )
@@ -276,7 +277,7 @@ def _glue(
             bool(data_dir),
             f"task={settings.name} with task.source=files needs data_dir=FOLDER (or TEACHER_SELECT_DATA) holding {spec.folder}/train.tsv",
         )
-        folder = Path(str(data_dir)).expanduser() / spec.folder
+        folder = expand(str(data_dir)) / spec.folder
         tables = {"train": _glue_tsv(folder / "train.tsv", spec, "train")}
         for name, file, _ in spec.tests:
             tables[name] = _glue_tsv(folder / file, spec, Path(file).stem)
@@ -358,7 +359,7 @@ def _files(settings: TaskSettings) -> tuple[str, dict[str, _Table], tuple[str, .
         f"task.text={settings.text} must name one or two text columns, for example task.text=[review]",
     )
     paths = {"train": settings.train, "dev": settings.dev, "test": settings.test}
-    tables = {role: _user_table(Path(p).expanduser(), settings, role) for role, p in paths.items() if p}
+    tables = {role: _user_table(expand(p), settings, role) for role, p in paths.items() if p}
     names = tuple(sorted(set(tables["train"].labels), key=_natural))
     check(
         len(names) > 1,
@@ -396,10 +397,9 @@ def read_table(path: Path) -> Any:
         if kind == "parquet":
             return pd.read_parquet(path)
         if kind == "jsonl":
-            return pd.read_json(path, lines=True, dtype=False, convert_dates=False, encoding="utf-8")
-        return pd.read_csv(
-            path, sep="\t" if kind == "tsv" else ",", dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
+            return pd.read_json(path, lines=True, dtype=False, encoding="utf-8")
+        how: dict[str, Any] = {"sep": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", **how)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not UTF-8 at byte {error.start}; convert it, for example with iconv -t utf-8"
@@ -408,6 +408,12 @@ def read_table(path: Path) -> Any:
         raise UserError(f"{path}: {error.strerror or error}; give the path of a readable file") from None
     except Exception as error:  # each of pandas' readers has error classes of its own
         raise UserError(f"{path}: not readable as {kind} ({' '.join(str(error).split())[:120]})") from None
+    # pandas takes the surplus cells of longer rows as row names, which would shift every column.
+    check(
+        isinstance(frame.index, pd.RangeIndex),
+        f"{path}: rows have more cells than the header; quote texts that hold the separator",
+    )
+    return frame
 
 
 def _user_table(path: Path, settings: TaskSettings, role: str) -> _Table:
@@ -428,4 +434,8 @@ def _user_table(path: Path, settings: TaskSettings, role: str) -> _Table:
     )
     texts = list(zip(*([str(v) for v in frame[c]] for c in settings.text), strict=True))
     ids = [str(v) for v in frame[settings.id]] if settings.id else [f"{role}-{i}" for i in range(len(frame))]
+    check(
+        "" not in ids,
+        f"{path}: row {ids.index('') + 1 if '' in ids else 0} has no id in column {settings.id!r}; fill or drop it",
+    )
     return _Table(ids, texts, labels)

@@ -18,19 +18,21 @@ from tqdm.auto import tqdm
 from . import cache
 from .losses import label_loss
 from .models import (
+    check_length,
     fresh_classifier,
     isolated_rng,
     load_classifier,
+    load_config,
     load_tokenizer,
     output_order,
     resolve,
     word_tokenizer,
 )
-from .settings import StudentSettings, TeacherSettings, TeachersSettings, check, digest
+from .settings import StudentSettings, TeacherSettings, TeachersSettings, check, digest, expand
 from .signals import Source
 from .student import Student
 from .tasks import Split, Task, read_table, stratified
-from .tokens import Stream, TokenizedSplit
+from .tokens import Stream
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # of a fine-tuned teacher; raised whenever fine-tuning changes
@@ -50,14 +52,14 @@ class ModelTeacher:
     ) -> None:
         self.name, self.folder, self.width = spec.name, folder, task.num_classes
         self.spec, self.label_names, self.device, self.amp = spec, task.label_names, device, amp
-        self.fingerprint = digest(fingerprint, spec.labels, task.label_names, spec.max_length)
+        self.fingerprint = digest(fingerprint, spec.labels, task.label_names, spec.max_length, str(amp))
         self._student: Student | None = None
         self._order: list[int] = []
 
     def compute(self, split: Split) -> np.ndarray:
         """Logits in the task's order of labels: float32 `[N,C]`."""
         student = self._load()
-        tokens = TokenizedSplit.build(split.texts, student.tokenizer, self.spec.max_length, self.device)
+        tokens = student.tokenize(split.texts)
         progress = f"teacher {self.name} on {split.role}" if len(split) > 256 else None
         return student.predict(tokens, progress=progress).numpy()[:, self._order]
 
@@ -65,6 +67,7 @@ class ModelTeacher:
         if self._student is None:
             what = f"teacher {self.name}"
             model = load_classifier(self.folder, None, 0, what)
+            check_length(model, self.spec.max_length, what)
             self._order = output_order(model, self.label_names, self.spec.labels, what)
             self._student = Student(
                 model,
@@ -81,7 +84,7 @@ class FileTeacher:
 
     def __init__(self, spec: TeacherSettings, task: Task) -> None:
         self.name, self.width = spec.name, task.num_classes
-        path = Path(str(spec.probs)).expanduser()
+        path = expand(str(spec.probs))
         what = f"teacher {spec.name}: {path}"
         frame = read_table(path)
         check("id" in frame.columns, f"{what}: no column 'id'; it has {', '.join(map(str, frame.columns))}")
@@ -126,7 +129,14 @@ def load_pool(
     settings: TeachersSettings, task: Task, home: Path, device: torch.device, amp: torch.dtype | None
 ) -> list[Source]:
     """Every teacher of the pool, in order; those that need fine-tuning and are not kept yet are fine-tuned now."""
-    return [load_teacher(spec, task, home, device, amp) for spec in settings.pool]
+    for spec in settings.pool:  # every path before the first fine-tuning
+        if spec.path is not None:
+            resolve(spec.path, f"teacher {spec.name}")
+    ready = sorted(
+        settings.pool, key=lambda spec: spec.probs is None and not spec.fitted
+    )  # mistakes there cost nothing
+    teachers = {spec.name: load_teacher(spec, task, home, device, amp) for spec in ready}
+    return [teachers[spec.name] for spec in settings.pool]
 
 
 def load_teacher(
@@ -153,6 +163,7 @@ def load_teacher(
         "data": data.labelled_fingerprint,
         "vocabulary": None if base else _vocabulary_fingerprint(task),
         "labels": list(task.label_names),
+        "amp": str(amp),
     }
     folder = home / "teachers" / f"{task.name}-{spec.name}-{digest(facts)}"
     manifest = cache.entry(folder, facts, lambda temporary: fit(spec, task, data, base, temporary, device, amp))
@@ -163,10 +174,12 @@ def _check_outputs(folder: Path, task: Task, spec: TeacherSettings) -> None:
     """A teacher that cannot serve the task is refused before anything is trained or written."""
     from types import SimpleNamespace
 
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    output_order(SimpleNamespace(config=config), task.label_names, spec.labels, f"teacher {spec.name}")
+    output_order(
+        SimpleNamespace(config=load_config(folder, f"teacher {spec.name}")),
+        task.label_names,
+        spec.labels,
+        f"teacher {spec.name}",
+    )
 
 
 def _vocabulary_fingerprint(task: Task) -> str:
@@ -200,11 +213,12 @@ def fit(
     else:
         tokenizer = load_tokenizer(base, what)
         model = load_classifier(base, task.label_names, spec.seed, what, spec.layers)
+    check_length(model, spec.max_length, what)
     how = StudentSettings(
         lr=spec.lr, schedule="linear", warmup=0.06, max_length=spec.max_length, freeze_embeddings=spec.freeze_embeddings
     )
     student = Student(model, tokenizer, how, device, amp)
-    tokens = TokenizedSplit.build(data.texts, tokenizer, spec.max_length, device)
+    tokens = student.tokenize(data.texts)
     labels = torch.from_numpy(data.labels).to(device)
     stream = Stream(tokens.lengths, min(spec.batch_size, len(data)), spec.seed)
     steps = max(1, spec.epochs * len(data) // stream.batch_size)

@@ -42,26 +42,36 @@ class TokenizedSplit:
 
     @classmethod
     def build(
-        cls, texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int, device: torch.device | str = "cpu"
+        cls,
+        texts: Sequence[tuple[str, ...]],
+        tokenizer: Any,
+        max_length: int,
+        device: torch.device | str = "cpu",
+        types: bool = True,
     ) -> TokenizedSplit:
-        """Tokenise single texts or pairs, cut to `max_length` tokens (the longer text first)."""
+        """Tokenise single texts or pairs, cut to `max_length` tokens (the longer text first); `types`: with token types."""
         ids: list[np.ndarray] = []
-        types: list[np.ndarray] = []
-        with_types = "token_type_ids" in tokenizer.model_input_names
+        kinds: list[np.ndarray] = []
         for i in range(0, len(texts), 10_000):
             columns = [list(c) for c in zip(*texts[i : i + 10_000], strict=True)]
             out = tokenizer(
-                *columns, truncation=True, max_length=max_length, padding=False, return_attention_mask=False
+                *columns,
+                truncation=True,
+                max_length=max_length,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=types,
             )
             ids += [np.asarray(row, np.int32) for row in out["input_ids"]]
-            if with_types:
-                types += [np.asarray(row, np.int8) for row in out["token_type_ids"]]
+            if types:
+                kinds += [np.asarray(row, np.int8) for row in out["token_type_ids"]]
         return cls(
             ids=torch.from_numpy(np.concatenate(ids)).to(device),
-            types=torch.from_numpy(np.concatenate(types)).to(device) if with_types else None,
+            types=torch.from_numpy(np.concatenate(kinds)).to(device) if types else None,
             offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
             pad_id=tokenizer.pad_token_id or 0,
-            pad_type=getattr(tokenizer, "pad_token_type_id", 0) or 0,
+            # XLNet gives padding a type of its own; its tokenizer no longer says so.
+            pad_type=3 if "XLNet" in type(tokenizer).__name__ else getattr(tokenizer, "pad_token_type_id", 0) or 0,
             left=tokenizer.padding_side == "left",
         )
 

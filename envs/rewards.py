@@ -7,7 +7,9 @@ the rows, unless `validation_gain` is asked for `influence` credit.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,6 +140,30 @@ class Reward:
             self._warm_value = self.measure()
         self.value = self._warm_value if restart and self._warm_value is not None else self.measure()
 
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What coming rewards depend on beside the student: arrays and JSON-able facts."""
+        arrays = {f"direction/{n}": v.cpu().numpy().copy() for n, v in (self.direction or {}).items()}
+        return arrays, {"value": self.value, "steps": self.steps, "rng": self.rng.bit_generator.state}
+
+    def set_state(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        device = self.process.device
+        found = {
+            n.removeprefix("direction/"): torch.from_numpy(v.copy()).to(device)
+            for n, v in arrays.items()
+            if n.startswith("direction/")
+        }
+        self.direction = found or None
+        self.value, self.steps = facts["value"], facts["steps"]
+        self.rng.bit_generator.state = facts["rng"]
+
+    def fork(self, process: Distillation) -> Reward:
+        """The same reward over a fork of the process."""
+        other = copy.copy(self)
+        other.process, other.rng = process, np.random.default_rng(0)
+        other.set_state(*self.state())
+        return other
+
     # --- around one step --------------------------------------------------------------------------------------------
 
     def before(self) -> None:
@@ -184,7 +210,11 @@ class Reward:
     def _influence(
         self, batch: Current, logits: Tensor, actions: np.ndarray, lr: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Shares `[B]` and advantages `[B,K]` in units of V: the unit shares times lr/B and the step's clipping factor."""
+        """Shares `[B]` and advantages `[B,K]`: the unit shares times lr/B and the step's clipping factor.
+
+        In units of V for SGD. AdamW's momentum spreads a step's effect over later ones, so there they are of the
+        gain's order, not its size.
+        """
         assert self._slope is not None
         chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(logits.device)
         shares = influence_shares(logits, self._slope, batch.gold, chosen, batch.soft, self.process.settings.loss)

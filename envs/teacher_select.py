@@ -7,7 +7,10 @@ actions give the same student in both.
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import gymnasium as gym
@@ -18,14 +21,17 @@ from gymnasium.vector.utils import batch_space
 
 import configs
 from distill.process import Distillation
-from distill.settings import ProcessSettings, UserError, check, one_of, parse
+from distill.settings import ProcessSettings, check, digest, one_of, parse
 
+from . import rendering
 from .observations import Observation, ObservationSettings
 from .rewards import Reward, RewardSettings
 
+State = dict[str, np.ndarray]
+
 
 class Core:
-    """Process, observation and reward together: what both faces drive.
+    """Process, observation, reward and log together: what both faces drive.
 
     Args:
         config: a whole run configuration as a plain mapping (see `configs/config.yaml`).
@@ -35,6 +41,7 @@ class Core:
     def __init__(self, config: dict[str, Any], batch_size: int | None = None) -> None:
         settings = ProcessSettings.from_config(config)
         if batch_size is not None:
+            check(batch_size > 0, f"num_envs={batch_size} must be positive")
             settings.budget.batch_size = batch_size
         self.weights = False  # whether actions may be weights; set by the wrapper that offers them
         reward = parse(RewardSettings, config.get("reward", {}), "reward")
@@ -44,6 +51,9 @@ class Core:
             self.process = Distillation(settings)
             self.observe = Observation(observation, self.process)
             self.reward = Reward(reward, self.process)
+        how = (settings.student, settings.loss, settings.budget, reward, observation)
+        self.fingerprint = digest(self.process.prepared.fingerprint, settings.seed, [asdict(part) for part in how])
+        self.log = Log()
 
     @property
     def batch_size(self) -> int:
@@ -55,6 +65,7 @@ class Core:
         with torch.inference_mode(False), torch.enable_grad():
             self.process.begin(seed, restart)
             self.reward.begin(seed, restart)
+            self.log = Log(seed, restart)
             return self.observe()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool, dict[str, np.ndarray]]:
@@ -68,12 +79,119 @@ class Core:
             lr = process.student.lr
             logits, _ = process.step(actions)
             rewards, info = self.reward.after(batch, logits, actions, lr)
+            self.log.add(actions, rewards, info)
             return self.observe(), rewards, process.done, info
 
     def instances(self) -> np.ndarray:
         """Rows of the train split that the coming batch holds, int64 `[B]`."""
         assert self.process.current is not None
         return self.process.current.rows.copy()
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def state(self, more: dict[str, Any]) -> State:
+        """All state as arrays without pickle: `np.savez` writes it, `np.load(allow_pickle=False)` reads it."""
+        process, process_facts = self.process.state()
+        reward, reward_facts = self.reward.state()
+        log, log_facts = self.log.state()
+        facts = {
+            "fingerprint": self.fingerprint,
+            "process": process_facts,
+            "reward": reward_facts,
+            "log": log_facts,
+            **more,
+        }
+        arrays = {
+            f"{part}/{n}": v
+            for part, group in (("process", process), ("reward", reward), ("log", log))
+            for n, v in group.items()
+        }
+        return {"facts": np.array(json.dumps(facts)), **arrays}
+
+    def set_state(self, state: State) -> dict[str, Any]:
+        """Go on from `state()`; returns its facts. `UserError` when it is of another configuration, data or teachers."""
+        facts: dict[str, Any] = json.loads(str(state["facts"]))
+        check(
+            facts["fingerprint"] == self.fingerprint,
+            f"this state is of another environment: fingerprint {facts['fingerprint']} there, {self.fingerprint} here; make one with the same settings",
+        )
+
+        def part(name: str) -> State:
+            return {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
+
+        with torch.inference_mode(False), torch.enable_grad():
+            self.process.set_state(part("process"), facts["process"])
+        self.reward.set_state(part("reward"), facts["reward"])
+        self.log = Log.from_state(part("log"), facts["log"])
+        return facts
+
+    def fork(self) -> Core:
+        """An independent copy as it stands; heavy read-only parts are shared."""
+        other = copy.copy(self)
+        with torch.inference_mode(False), torch.enable_grad():
+            other.process = self.process.fork()
+        other.reward = self.reward.fork(other.process)
+        other.observe = copy.copy(self.observe)
+        other.observe.process = other.process
+        other.log = Log.from_state(*self.log.state())
+        return other
+
+    def trajectory(self) -> State:
+        """The episode so far, for `validate`: `actions` `[T,B,K]`, `rewards` `[T,B]`, and `facts` (JSON)."""
+        arrays, facts = self.log.state()
+        facts = {"fingerprint": self.fingerprint, "seed": facts["seed"], "restart": facts["restart"]}
+        return {"facts": np.array(json.dumps(facts)), "actions": arrays["actions"], "rewards": arrays["rewards"]}
+
+    def validate(self, trajectory: State) -> float:
+        """Replay a trajectory on a fork; the largest absolute difference of a reward (0.0 on the same machine and threads).
+
+        Raises `UserError` when it was recorded in another environment, or in an episode that did not begin at the warm start.
+        """
+        facts = json.loads(str(trajectory["facts"]))
+        check(
+            facts["fingerprint"] == self.fingerprint,
+            f"the trajectory is of another environment ({facts['fingerprint']}; this one is {self.fingerprint})",
+        )
+        check(
+            facts["restart"],
+            "the trajectory's episode went on from an earlier one; only episodes from the warm start can be replayed",
+        )
+        fork = self.fork()
+        fork.begin(facts["seed"])
+        worst = 0.0
+        for actions, rewards in zip(trajectory["actions"], trajectory["rewards"], strict=True):
+            worst = max(worst, float(np.abs(fork.step(actions)[1] - rewards).max()))
+        return worst
+
+
+class Log:
+    """What happened in an episode: for replay and for rendering."""
+
+    def __init__(self, seed: int = 0, restart: bool = True) -> None:
+        self.seed, self.restart = seed, restart
+        self.actions: list[np.ndarray] = []
+        self.rewards: list[np.ndarray] = []
+        self.values: list[tuple[int, float]] = []  # (student step, V) where it was measured
+
+    def add(self, actions: np.ndarray, rewards: np.ndarray, info: dict[str, np.ndarray]) -> None:
+        """One student step."""
+        self.actions.append(np.array(actions, np.float32))
+        self.rewards.append(np.array(rewards, np.float64))
+        if "value" in info:
+            self.values.append((len(self.actions), float(info["value"][0])))
+
+    def state(self) -> tuple[State, dict[str, Any]]:
+        """Arrays and JSON-able facts."""
+        arrays: State = {"actions": np.array(self.actions, np.float32), "rewards": np.array(self.rewards, np.float64)}
+        return arrays, {"seed": self.seed, "restart": self.restart, "values": self.values}
+
+    @classmethod
+    def from_state(cls, arrays: State, facts: dict[str, Any]) -> Log:
+        """The log that `state()` told of."""
+        log = cls(facts["seed"], facts["restart"])
+        log.actions, log.rewards = list(arrays["actions"]), list(arrays["rewards"])
+        log.values = [(int(t), float(v)) for t, v in facts["values"]]
+        return log
 
 
 def check_ready(ready: bool) -> None:
@@ -115,9 +233,18 @@ def as_config(
 
 def restart_wanted(options: dict[str, Any] | None) -> bool:
     """Whether a reset returns to the warm start; `options={"student": "continue"}` keeps the student (the paper's joint mode)."""
+    for key in options or {}:
+        one_of(key, ("student", "reset_mask"), "reset option")
     mode = (options or {}).get("student", "restart")
     one_of(mode, ("restart", "continue"), "reset option student")
     return bool(mode == "restart")
+
+
+def check_render_mode(mode: str | None) -> str | None:
+    """The render mode, if it is one of ours; `UserError` otherwise."""
+    if mode is not None:
+        one_of(mode, rendering.MODES, "render_mode")
+    return mode
 
 
 class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
@@ -127,13 +254,13 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
         task, teachers, student: names of configuration groups; none of them: the bundled task.
         overrides: further overrides, as on the command line (`["budget.steps=100"]`).
         config: a whole configuration instead of names.
-        render_mode: None.
+        render_mode: None, `ansi` (a status line) or `rgb_array` (a small figure; needs matplotlib).
 
     Raises:
         UserError: for anything wrong in the configuration or the data, in one line.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  as Gymnasium declares it
+    metadata: dict[str, Any] = {"render_modes": list(rendering.MODES), "render_fps": 4}  # noqa: RUF012  as Gymnasium declares it
 
     def __init__(
         self,
@@ -144,9 +271,7 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
         config: dict[str, Any] | None = None,
         render_mode: str | None = None,
     ) -> None:
-        if render_mode is not None:
-            raise UserError(f"render_mode={render_mode} is not known; use None")
-        self.render_mode = render_mode
+        self.render_mode = check_render_mode(render_mode)
         self.core = Core(as_config(config, task, teachers, student, overrides))
         self.observation_space = self.core.observe.space
         self.action_space = gym.spaces.MultiBinary(self.core.process.num_teachers)
@@ -182,19 +307,60 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
         shown = {"row_rewards": rewards, **{k: float(v[0]) if k in ("gain", "value") else v for k, v in info.items()}}
         return state, float(rewards.mean()), done, False, {**self._info(), **shown}
 
+    def render(self) -> Any:
+        """A status line (`ansi`) or a figure `[H,W,3]` uint8 (`rgb_array`)."""
+        return rendering.render(self.render_mode, self.core)
+
     def _info(self) -> dict[str, Any]:
         return {"instance": int(self.core.instances()[len(self._actions)])}
+
+    def get_state(self) -> State:
+        """The whole state: student, optimiser, schedule, data cursor, generators, reward baseline, log, chosen rows.
+
+        Arrays only: `np.savez(path, **state)` writes it, `dict(np.load(path, allow_pickle=False))` reads it.
+        """
+        rng = self.np_random.bit_generator.state
+        state = self.core.state({"env_rng": rng, "running": self._states is not None})
+        return {**state, "pending": np.array(self._actions, np.float32)}
+
+    def set_state(self, state: State) -> None:
+        """Go on from `get_state()` of an environment with the same settings; `UserError` for another one's state."""
+        facts = self.core.set_state(state)
+        self.np_random.bit_generator.state = facts["env_rng"]
+        self._states = self.core.observe() if facts["running"] else None
+        self._actions = list(np.array(state["pending"]))
+
+    def fork(self) -> TeacherSelectEnv:
+        """An independent environment in the same state: same actions, same observations, rewards and weights."""
+        other = copy.copy(self)
+        other.core = self.core.fork()
+        other._np_random = copy.deepcopy(self.np_random)
+        other._actions = list(self._actions)
+        return other
+
+    def trajectory(self) -> State:
+        """The episode's full batches so far, for `validate`: arrays only."""
+        return self.core.trajectory()
+
+    def validate(self, trajectory: State) -> float:
+        """Replay a trajectory; the largest absolute difference of a reward."""
+        return self.core.validate(trajectory)
 
 
 class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """One batch a step: the `num_envs` rows share one student, and episodes of all rows end together.
 
-    Autoreset is SAME_STEP: the step that ends an episode returns the first states of the next one, with the last
-    states in `info["final_obs"]`. With `autoreset_mode="disabled"` the caller resets, and may look at the trained student
-    before. Other arguments as of `TeacherSelectEnv`; `num_envs` is the student's batch size.
+    Batches are always full: the epochs' permutations follow each other without a gap. Autoreset is SAME_STEP: the step
+    that ends an episode returns the first states of the next one, with the last states in `info["final_obs"]`. With
+    `autoreset_mode="disabled"` the caller resets, and may look at the trained student before. Other arguments as of
+    `TeacherSelectEnv`; `num_envs` is the student's batch size.
     """
 
-    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    metadata: dict[str, Any] = {  # noqa: RUF012  as Gymnasium declares it
+        "render_modes": list(rendering.MODES),
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
 
     def __init__(
         self,
@@ -207,10 +373,8 @@ class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         render_mode: str | None = None,
         autoreset_mode: str = "same_step",
     ) -> None:
-        if render_mode is not None:
-            raise UserError(f"render_mode={render_mode} is not known; use None")
         one_of(autoreset_mode, ("same_step", "disabled"), "autoreset_mode")
-        self.render_mode = render_mode
+        self.render_mode = check_render_mode(render_mode)
         self.core = Core(as_config(config, task, teachers, student, overrides), num_envs)
         self.num_envs = self.core.batch_size
         self.autoreset_mode = AutoresetMode.SAME_STEP if autoreset_mode == "same_step" else AutoresetMode.DISABLED
@@ -227,9 +391,9 @@ class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Where each part of the observation lies."""
         return self.core.observe.layout
 
-    def reset(
+    def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:  # type: ignore[override]
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new episode from the warm start, or going on with `options={"student": "continue"}`, which later resets repeat."""
         super().reset(seed=seed)
         self._restart = restart_wanted(options)
@@ -243,9 +407,8 @@ class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Choose the teachers of the whole batch, `[num_envs, K]`; the student takes one step."""
         check_ready(self._ready)
-        states, rewards, done, info = self.core.step(
-            as_actions(actions, (self.num_envs, self.core.process.num_teachers), self.core.weights)
-        )
+        shape = (self.num_envs, self.core.process.num_teachers)
+        states, rewards, done, info = self.core.step(as_actions(actions, shape, self.core.weights))
         out = self._masked({"instance": self.core.instances(), **info})
         if done and self.autoreset_mode is AutoresetMode.DISABLED:
             self._ready = False
@@ -261,3 +424,33 @@ class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def _masked(self, info: dict[str, np.ndarray]) -> dict[str, Any]:
         return {**info, **{f"_{key}": np.ones(self.num_envs, bool) for key in info}}
+
+    def render(self) -> Any:  # type: ignore[override]
+        """A status line (`ansi`) or a figure `[H,W,3]` uint8 (`rgb_array`) of the one student."""
+        return rendering.render(self.render_mode, self.core)
+
+    def get_state(self) -> State:
+        """The whole state, as of `TeacherSelectEnv.get_state`."""
+        rng = self.np_random.bit_generator.state
+        return self.core.state({"env_rng": rng, "running": self._ready, "restart": self._restart})
+
+    def set_state(self, state: State) -> None:
+        """Go on from `get_state()` of an environment with the same settings; `UserError` for another one's state."""
+        facts = self.core.set_state(state)
+        self.np_random.bit_generator.state = facts["env_rng"]
+        self._ready, self._restart = facts["running"], facts["restart"]
+
+    def fork(self) -> TeacherSelectVectorEnv:
+        """An independent environment in the same state: same actions, same observations, rewards and weights."""
+        other = copy.copy(self)
+        other.core = self.core.fork()
+        other._np_random = copy.deepcopy(self.np_random)
+        return other
+
+    def trajectory(self) -> State:
+        """The episode so far, for `validate`: arrays only."""
+        return self.core.trajectory()
+
+    def validate(self, trajectory: State) -> float:
+        """Replay a trajectory; the largest absolute difference of a reward."""
+        return self.core.validate(trajectory)

@@ -1,0 +1,329 @@
+"""The paper's selector: its gradient against exact enumeration, its policy, its credit, its settings."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from agents.reinforce import Credit, ReinforceSettings, Selector, log_prob, surrogate, train
+from distill.settings import UserError, parse
+
+K, S = 3, 4
+SUBSETS = torch.tensor(list(itertools.product([0.0, 1.0], repeat=K)), dtype=torch.float64)  # [8,K]
+
+
+@pytest.fixture
+def tiny() -> tuple[Selector, Tensor, Tensor]:
+    """A float64 selector with random weights, one state `[1,S]`, and a random reward for each of the 8 subsets."""
+    g = torch.Generator().manual_seed(0)
+    selector = Selector(S, K).double()
+    with torch.no_grad():
+        for p in selector.parameters():
+            p.copy_(torch.randn(p.shape, generator=g, dtype=torch.float64))
+    return (
+        selector,
+        torch.randn(1, S, generator=g, dtype=torch.float64),
+        torch.randn(8, generator=g, dtype=torch.float64),
+    )
+
+
+def gradient(selector: Selector, scalar: Tensor) -> Tensor:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(scalar, list(selector.parameters()))])
+
+
+def chances(selector: Selector, state: Tensor) -> Tensor:
+    """pi(a) of every subset, written out as a product."""
+    p = torch.sigmoid(selector(state))
+    return torch.where(SUBSETS > 0, p, 1 - p).prod(1)
+
+
+def exact(selector: Selector, state: Tensor, rewards: Tensor) -> Tensor:
+    """d/d theta of sum_a pi(a) R(a)."""
+    return gradient(selector, (chances(selector, state) * rewards).sum())
+
+
+def expected(selector: Selector, state: Tensor, advantages: Tensor) -> Tensor:
+    """sum_a pi(a) grad surrogate(a, A(a))."""
+    pi = chances(selector, state).detach()
+    parts = []
+    for n in range(len(pi)):
+        scalar = surrogate(selector(state), SUBSETS[n : n + 1], advantages[n : n + 1])
+        parts.append(pi[n] * gradient(selector, scalar))
+    return torch.stack(parts).sum(0)
+
+
+def flips(rewards: Tensor) -> Tensor:
+    """`[8,K]`: R with bit k on minus R with it off, the other bits as they are."""
+    out = torch.empty(8, K, dtype=torch.float64)
+    for n, bits in enumerate(SUBSETS):
+        for k in range(K):
+            on, off = bits.clone(), bits.clone()
+            on[k], off[k] = 1, 0
+            place = [int((b == SUBSETS).all(1).nonzero()) for b in (on, off)]
+            out[n, k] = rewards[place[0]] - rewards[place[1]]
+    return out
+
+
+# --- the gradient -----------------------------------------------------------------------------------------------------
+
+
+def test_reinforce_is_unbiased(tiny):
+    selector, state, rewards = tiny
+    wanted = exact(selector, state, rewards)
+    assert wanted.norm() > 0.05
+    torch.testing.assert_close(expected(selector, state, rewards), wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("baseline", [-3.0, 0.7, 100.0])
+def test_a_baseline_leaves_the_expected_gradient(tiny, baseline):
+    selector, state, rewards = tiny
+    torch.testing.assert_close(
+        expected(selector, state, rewards - baseline), exact(selector, state, rewards), rtol=1e-9, atol=1e-11
+    )
+
+
+def test_the_counterfactual_form_is_unbiased(tiny):
+    selector, state, rewards = tiny
+    torch.testing.assert_close(
+        expected(selector, state, flips(rewards)), exact(selector, state, rewards), rtol=1e-10, atol=1e-12
+    )
+
+
+def test_the_counterfactual_form_has_less_variance(tiny):
+    selector, state, rewards = tiny
+    pi = chances(selector, state).detach()
+
+    def variance(advantages: Tensor) -> float:
+        each = torch.stack(
+            [gradient(selector, surrogate(selector(state), SUBSETS[n, None], advantages[n, None])) for n in range(8)]
+        )
+        mean = (pi[:, None] * each).sum(0)
+        return float((pi[:, None] * (each - mean) ** 2).sum())
+
+    best_baseline = min(variance(rewards - b) for b in np.linspace(-3, 3, 61))
+    assert variance(flips(rewards)) < 0.5 * best_baseline
+
+
+@pytest.mark.parametrize("per_teacher", [False, True])
+def test_the_surrogate_is_the_mean_over_rows(tiny, per_teacher):
+    selector, _, rewards = tiny
+    states = torch.randn(8, S, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    advantages = flips(rewards) if per_teacher else rewards
+    rows = [surrogate(selector(states[n, None]), SUBSETS[n, None], advantages[n, None]) for n in range(8)]
+    torch.testing.assert_close(surrogate(selector(states), SUBSETS, advantages), torch.stack(rows).mean())
+
+
+# --- the policy -------------------------------------------------------------------------------------------------------
+
+
+def test_log_prob_is_bernoullis(tiny):
+    selector, state, _ = tiny
+    logits = selector(state).detach()
+    wanted = torch.distributions.Bernoulli(logits=logits).log_prob(SUBSETS).sum(-1)
+    found = log_prob(logits.expand(8, K), SUBSETS)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found.exp().sum(), torch.tensor(1.0, dtype=torch.float64))
+    torch.testing.assert_close(found.exp(), chances(selector, state).detach())
+
+
+def test_log_prob_stays_finite_far_out():
+    logits = torch.tensor([[80.0, -80.0, 300.0]])
+    assert log_prob(logits, torch.tensor([[1.0, 0.0, 1.0]])) == pytest.approx(0.0, abs=1e-6)
+    assert log_prob(logits, torch.tensor([[0.0, 0.0, 1.0]])) == pytest.approx(-80.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(("bias", "on"), [(0.0, 1), (1.0, 1), (-1e-3, 0)])
+def test_greedy_gives_ties_to_the_teachers(bias, on):
+    states = np.random.default_rng(0).normal(size=(5, S)).astype(np.float32)
+    np.testing.assert_array_equal(Selector(S, K, bias).greedy(states), np.full((5, K), on, np.float32))
+
+
+def test_greedy_picks_the_likeliest_subset(tiny):
+    selector, state, _ = tiny
+    likeliest = SUBSETS[chances(selector, state).argmax()]
+    np.testing.assert_array_equal(selector.float().greedy(state.float().numpy())[0], likeliest)
+
+
+def test_samples_follow_the_policy_and_their_generator(tiny):
+    selector, state, _ = tiny
+    selector = selector.float()
+    states = state.float().numpy().repeat(20_000, 0)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first, again, other = (selector.sample(states, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert first.dtype == np.float32
+    assert set(np.unique(first)) == {0.0, 1.0}
+    p = torch.sigmoid(selector(state.float()))[0].detach().numpy()
+    np.testing.assert_allclose(first.mean(0), p, atol=5 * 0.5 / 20_000**0.5)
+    joint = np.array([(first == s.numpy()).all(1).mean() for s in SUBSETS])
+    np.testing.assert_allclose(joint, chances(selector.double(), state).detach(), atol=0.02)
+
+
+# --- credit -----------------------------------------------------------------------------------------------------------
+
+
+def credit(kind: str, **more: Any) -> Credit:
+    return Credit(ReinforceSettings(credit=kind, **more))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
+def test_influence_credit_is_standardised_over_rows(scale):
+    rewards = scale * np.random.default_rng(0).normal(3, 1, 32)
+    found = credit("influence")(rewards, {})
+    assert found is not None
+    assert found.shape == (32,)
+    assert float(found.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(found.std()) == pytest.approx(1, rel=0.02)  # with n or n - 1
+    np.testing.assert_array_equal(np.argsort(found.numpy()), np.argsort(rewards))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
+def test_counterfactual_credit_keeps_signs_and_ratios(scale):
+    influence = (scale * np.random.default_rng(0).normal(0.5, 1, (32, K))).astype(np.float32)
+    found = credit("counterfactual")(np.zeros(32), {"influence": influence})
+    assert found is not None
+    assert float(found.std()) == pytest.approx(1, rel=1e-4)
+    np.testing.assert_allclose(found.numpy() / influence, 1 / influence.std(ddof=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["influence", "counterfactual"])
+def test_nothing_to_tell_apart_gives_finite_advantages(kind):
+    found = credit(kind)(np.full(32, 0.1), {"influence": np.zeros((32, K), np.float32)})
+    assert found is not None
+    assert found.abs().max() < 1e-3
+
+
+def test_a_batch_of_one_row_gives_finite_advantages():
+    found = credit("influence")(np.array([0.3]), {})
+    assert found is not None
+    assert found.isfinite().all()
+
+
+def test_shared_credit_compares_with_a_running_mean():
+    rng = np.random.default_rng(0)
+    gains = rng.normal(0.02, 0.01, 300)
+    runs = {}
+    for scale in (1.0, 1e4):
+        one = credit("shared")
+        runs[scale] = [one(np.full(8, scale * g), {"gain": g}) for g in gains]
+        assert all(a is not None and a.shape == (8,) and (a == a[0]).all() for a in runs[scale])
+    small, large = (np.array([float(a[0]) for a in run]) for run in runs.values())
+    np.testing.assert_allclose(small, large, rtol=1e-5)  # the reward's unit does not matter
+    late, better = small[100:], gains[100:] > 0.02
+    assert abs(late.mean()) < 0.3
+    assert late[better].mean() > 0.5
+    assert late[~better].mean() < -0.5
+    assert np.abs(late).max() < 10
+
+
+def test_shared_credit_waits_for_a_measurement():
+    one = credit("shared")
+    assert one(np.zeros(8), {}) is None
+    assert (one.mean, one.spread) == (0.0, 0.0)
+    assert one(np.zeros(8), {"gain": np.zeros(8), "value": np.zeros(8)}) is not None
+    assert one(np.full(8, -0.7), {}) is not None  # the paper's rewards come at every step
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["counterfactual", "influence"])
+def test_the_selector_learns_the_best_teacher_of_a_context(kind):
+    """Contexts are one-hot with noise; teacher `c` is right in context `c`, every other one does harm."""
+    settings = ReinforceSettings(credit=kind, lr=0.03)
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    selector, to_advantage = Selector(K, K, settings.bias), Credit(settings)
+    optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+        best = np.eye(K, dtype=np.float32)[rng.integers(K, size=count)]
+        return (best + rng.normal(0, 0.1, best.shape)).astype(np.float32), best
+
+    states, best = draw(500)
+    assert (selector.greedy(states) == best).all(1).mean() == 0
+    for _ in range(300):
+        states, best = draw(32)
+        actions = selector.sample(states, generator)
+        worth = np.where(best > 0, 1.0, -0.5).astype(np.float32)
+        advantages = to_advantage((actions * worth).sum(1), {"influence": worth})
+        optimizer.zero_grad()
+        (-surrogate(selector(torch.from_numpy(states)), torch.from_numpy(actions), advantages)).backward()
+        optimizer.step()
+    states, best = draw(500)
+    assert (selector.greedy(states) == best).all(1).mean() > 0.98
+
+
+class Recorder:
+    """Stands in for TensorBoard's writer."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[float]] = {}
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.seen.setdefault(name, []).append(float(value))
+
+
+@pytest.mark.parametrize("kind", ["shared", "influence", "counterfactual"])
+def test_joint_training(tiny_config: Callable[..., dict[str, Any]], kind):
+    from envs.teacher_select import TeacherSelectVectorEnv
+
+    config = tiny_config(f"reward.credit={'shared' if kind == 'shared' else 'influence'}")
+    settings = ReinforceSettings(credit=kind, episodes=3, warmup=2)
+    outcome = []
+    for _ in range(2):
+        env = TeacherSelectVectorEnv(config=config, autoreset_mode="disabled")
+        writer: Any = Recorder()
+        selector, dev, weights, seconds = train(env, settings, 7, writer)
+        outcome.append((selector.state_dict(), weights))
+        assert seconds > 0
+        assert selector.units.weight.abs().max() > 0  # it learnt something
+        assert len(writer.seen["dev/accuracy"]) == len(writer.seen["episode/gain"]) == 3
+        assert dev["accuracy"] == max(writer.seen["dev/accuracy"])
+        env.core.process.student.restore(weights)
+        assert env.core.process.evaluate("dev") == dev
+    assert all(map(torch.equal, outcome[0][1], outcome[1][1]))
+    assert all(torch.equal(a, outcome[1][0][n]) for n, a in outcome[0][0].items())
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("credit", "both"),
+        ("joint", "stop"),
+        ("lr", 0),
+        ("lr", "fast"),
+        ("episodes", 0),
+        ("episodes", 1.5),
+        ("warmup", -1),
+        ("baseline", 1.0),
+        ("entropy", -0.1),
+        ("learning_rate", 0.1),
+    ],
+)
+def test_wrong_settings_end_in_one_line(key, value):
+    with pytest.raises(UserError, match=rf"^agent.*{key}.*$") as error:
+        parse(ReinforceSettings, {key: value}, "agent")
+    assert "\n" not in str(error.value)
+    assert str(value) in str(error.value) or key == "learning_rate"
+
+
+def test_the_yaml_and_the_code_agree_on_defaults():
+    """The group's own file: a task may choose another value."""
+    import configs
+
+    folder = Path(configs.__file__).parent
+    assert parse(ReinforceSettings, OmegaConf.load(folder / "agent" / "reinforce.yaml"), "agent") == ReinforceSettings()

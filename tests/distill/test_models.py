@@ -1,0 +1,252 @@
+"""Loading checkpoints, building students, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from distill.models import (
+    build_student,
+    fresh_classifier,
+    isolated_rng,
+    load_classifier,
+    load_encoder,
+    load_tokenizer,
+    output_order,
+    pick_amp,
+    pick_device,
+    resolve,
+    word_tokenizer,
+)
+from distill.settings import StudentSettings, UserError
+
+TEXTS = [("The soup was SOGGY!",), ("the plot", "was not café-like"), ("plot the plot",)]
+
+
+# --- the order of outputs ---------------------------------------------------------------------------------------------
+
+
+def outputs(*names: str) -> Any:
+    return SimpleNamespace(config=SimpleNamespace(num_labels=len(names), id2label=dict(enumerate(names))))
+
+
+TASK = ("not_entailment", "neutral", "entailment")
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "expected"),
+    [
+        (TASK, None, [0, 1, 2]),
+        (("entailment", "not_entailment", "neutral"), None, [1, 2, 0]),
+        (("ENTAILMENT", "Not-Entailment", " neutral "), None, [1, 2, 0]),
+        (("not entailment", "Entailment", "NEUTRAL"), None, [0, 2, 1]),
+        (("LABEL_0", "LABEL_1", "LABEL_2"), None, [0, 1, 2]),
+        (("LABEL_0", "LABEL_1", "LABEL_2"), ("neutral", "entailment", "not_entailment"), [2, 0, 1]),
+        (("a", "b", "c"), ("neutral", "not-entailment", "Entailment"), [1, 0, 2]),
+    ],
+)
+def test_output_order(names: tuple[str, ...], given: tuple[str, ...] | None, expected: list[int]) -> None:
+    assert output_order(outputs(*names), TASK, given, "teacher t") == expected
+
+
+def test_default_names_are_taken_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        output_order(outputs("LABEL_0", "LABEL_1"), ("no", "yes"), None, "teacher t")
+        output_order(outputs("yes", "no"), ("no", "yes"), None, "teacher u")
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == ["teacher t"]
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "message"),
+    [
+        (("a", "b"), None, r"teacher t: has 2 classes, the task has 3 \(not_entailment, neutral, entailment\)"),
+        (("a", "b", "c"), ("x", "y"), r"teacher t: labels lists 2 names for 3 outputs"),
+        (
+            ("a", "neutral", "b"),
+            None,
+            r"no output named 'not_entailment'; its outputs are a, neutral, b; set .*labels=",
+        ),
+        (("a", "b", "c"), ("neutral", "neutral", "entailment"), r"no output named 'not_entailment'"),
+        (("LABEL_0", "LABEL_1", "x"), None, r"no output named"),
+    ],
+)
+def test_output_order_refuses(names: tuple[str, ...], given: tuple[str, ...] | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        output_order(outputs(*names), TASK, given, "teacher t")
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [1, 3, 4])
+def test_truncation_keeps_the_first_layers(zoo: dict[str, Path], layers: int) -> None:
+    whole = transformers.BertModel.from_pretrained(zoo["bert"]).state_dict()
+    model = load_classifier(zoo["bert"], ["no", "yes"], 0, "student", layers)
+    assert model.config.num_hidden_layers == layers
+    assert model.config.id2label == {0: "no", 1: "yes"}
+    kept = {k.removeprefix("bert."): v for k, v in model.state_dict().items() if k.startswith("bert.")}
+    assert {int(k.split(".")[2]) for k in kept if k.startswith("encoder.layer.")} == set(range(layers))
+    assert all(torch.equal(v, whole[k]) for k, v in kept.items())
+    assert not model.training
+
+
+def test_the_new_head_follows_its_seed(zoo: dict[str, Path]) -> None:
+    a, b, c = (load_classifier(zoo["bert"], ["x", "y", "z"], s, "student", 1).classifier.weight for s in (0, 0, 1))
+    assert a.shape == (3, 16)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlnet", "albert"])
+def test_dropout_is_set_everywhere(zoo: dict[str, Path], name: str) -> None:
+    for rate in (0.0, 0.25):
+        model = load_classifier(zoo[name], ["no", "yes"], 0, "student", None, rate)
+        assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {rate}
+
+
+def test_what_no_checkpoint_holds(zoo: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"student: layers=5, but .* has only 4"):
+        load_classifier(zoo["bert"], ["no", "yes"], 0, "student", 5)
+    with pytest.raises(UserError, match=r"holds no weights for classifier\.bias; it is not a fine-tuned classifier"):
+        load_classifier(zoo["bert"], None, 0, "teacher t")
+    broken = tmp_path / "broken"
+    shutil.copytree(zoo["bert"], broken)
+    (broken / "config.json").write_text('{"model_type": "no such model"}')
+    with pytest.raises(UserError, match=r"teacher t: .*config\.json is not a transformers configuration"):
+        load_classifier(broken, None, 0, "teacher t")
+    shutil.copy(zoo["bert"] / "config.json", broken)
+    (broken / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match=r"encoder: .* could not be loaded") as caught:
+        load_encoder(broken, "encoder")
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_weights_are_refused(zoo: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(zoo["bert"], folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(transformers.BertModel.from_pretrained(zoo["bert"]).state_dict(), folder / "pytorch_model.bin")
+    for load in (lambda: load_encoder(folder, "x"), lambda: load_classifier(folder, ["a", "b"], 0, "x")):
+        with pytest.raises(UserError, match=r"x: .*pickled has no \.safetensors weights; convert"):
+            load()
+
+
+def test_no_tokenizer_beside_the_model(zoo: dict[str, Path], tmp_path: Path) -> None:
+    """A folder with a model alone must not get an empty vocabulary made up for it."""
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(zoo["bert"] / file, tmp_path)
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        load_tokenizer(tmp_path, "teacher t")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("package:no_such_package/model", r"teacher t: package no_such_package is not installed; .*no-such-package"),
+        ("package:not-a-name/model", r"package not-a-name is not installed"),
+        ("package:torch/no/such", r"package torch holds no checkpoint 'no/such'"),
+        ("./nowhere", r"teacher t: no folder \./nowhere; name an existing folder or a hub id"),
+        ("/no/such/folder", r"no folder /no/such/folder"),
+        ("a/b/c", r"no folder a/b/c"),
+        ("~/no-such-folder-here", r"no folder ~/no-such-folder-here"),
+        ("some-model-nobody-has/ever-written", r"neither a folder nor to be had from the hub"),
+        ("", r"teacher t: "),
+    ],
+)
+def test_resolve_refuses(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        resolve(path, "teacher t")
+    assert "\n" not in str(caught.value)
+
+
+def test_resolve(zoo: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(str(zoo["bert"]), "x") == zoo["bert"]
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        resolve(str(tmp_path), "x")
+    (tmp_path / "a_package" / "inner").mkdir(parents=True)
+    (tmp_path / "a_package" / "__init__.py").touch()
+    shutil.copy(zoo["bert"] / "config.json", tmp_path / "a_package" / "inner")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert resolve("package:a_package/inner", "x") == tmp_path / "a_package" / "inner"
+
+
+# --- students ---------------------------------------------------------------------------------------------------------
+
+
+def test_word_tokenizer(tmp_path: Path) -> None:
+    tokenizer = word_tokenizer(TEXTS, 16)
+    assert tokenizer.get_vocab() == word_tokenizer(TEXTS, 16).get_vocab()
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    assert words[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert words[5:8] == ["plot", "the", "was"]  # by count, then by letters: 3, 3, 2
+    assert tokenizer("PLOT unseen cafe")["input_ids"] == [2, 5, 1, words.index("cafe"), 3]
+    assert tokenizer("plot", "the")["token_type_ids"] == [0, 0, 0, 1, 1]
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path, "x")
+    for text in (*TEXTS[0], *TEXTS[1], "", "Ünseen WORDS, the plot"):
+        assert dict(again(text)) == dict(tokenizer(text))
+    assert (again.pad_token_id, again.model_max_length) == (0, 16)
+    assert len(word_tokenizer(TEXTS, 16, size=7)) == 7
+
+
+@pytest.mark.parametrize(
+    "bad", [{"hidden_size": 16, "num_attention_heads": 3}, {"hidden_size": 16, "num_attention_heads": 0}]
+)
+def test_a_config_that_makes_no_model(bad: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=r"student: config .* makes no BERT model"):
+        fresh_classifier(bad, word_tokenizer(TEXTS, 16), ["a", "b"], 0, "student")
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.mark.parametrize("kind", ["fresh", "truncate", "path"])
+def test_build_student(zoo: dict[str, Path], kind: str) -> None:
+    settings = StudentSettings(
+        kind=kind,
+        path=None if kind == "fresh" else str(zoo["bert"]),
+        layers=2 if kind == "truncate" else None,
+        config=SMALL,
+        max_length=20,
+        dropout=0.0,
+    )
+    model, tokenizer = build_student(settings, ("no", "yes"), TEXTS, seed=4)
+    again, _ = build_student(settings, ("no", "yes"), TEXTS, seed=4)
+    other, _ = build_student(settings, ("no", "yes"), TEXTS, seed=5)
+    assert model.config.num_hidden_layers == {"fresh": 1, "truncate": 2, "path": 4}[kind]
+    assert model.config.id2label == {0: "no", 1: "yes"}
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(model.classifier.weight, other.classifier.weight)
+    assert len(tokenizer) == model.config.vocab_size
+    assert not any(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
+
+
+def test_building_leaves_the_global_generator_alone(zoo: dict[str, Path]) -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    load_classifier(zoo["bert"], ["a", "b"], 0, "x")
+    fresh_classifier(SMALL, word_tokenizer(TEXTS, 16), ["a", "b"], 0, "x")
+    with isolated_rng(3):
+        inside = torch.rand(4)
+    assert torch.equal(torch.get_rng_state(), before)
+    with contextlib.suppress(RuntimeError), isolated_rng(3):
+        assert torch.equal(torch.rand(4), inside)
+        raise RuntimeError
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_devices() -> None:
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UserError, match=r"device=cuda:99: (no CUDA device found; use device=cpu|only \d+ CUDA)"):
+        pick_device("cuda:99")
+    assert pick_amp("off", torch.device("cpu")) is None
+    assert pick_amp("bf16", torch.device("cpu")) is torch.bfloat16

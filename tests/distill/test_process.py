@@ -1,0 +1,249 @@
+"""The whole process: warm start, budget, reproducibility, and that a step is what the loss says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill import process
+from distill.losses import distillation_loss, soft_labels
+from distill.process import Distillation, Prepared, prepare
+from distill.settings import LossSettings, ProcessSettings, RoleError
+from distill.student import Student
+
+Make = Callable[..., Distillation]
+
+
+@pytest.fixture(scope="session")
+def make(tiny_config: Callable[..., dict[str, Any]], prepared: Prepared) -> Make:
+    return lambda *overrides: Distillation(ProcessSettings.from_config(tiny_config(*overrides)))
+
+
+@pytest.fixture(scope="session")
+def tiny(make: Make) -> Distillation:
+    return make()
+
+
+def actions(seed: int, steps: int = 6) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2, (steps, 8, 4)).astype(np.float32)
+
+
+def run(d: Distillation, seed: int, chosen: np.ndarray, **how: Any) -> list[torch.Tensor]:
+    d.begin(seed, **how)
+    for a in chosen:
+        d.step(a)
+    return d.student.weights()
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_actions_give_the_same_student(tiny: Distillation, make: Make) -> None:
+    first = run(tiny, 3, actions(0))
+    assert same(first, run(tiny, 3, actions(0)))
+    assert same(first, run(make(), 3, actions(0))), "another process object"
+    assert not same(first, run(tiny, 4, actions(0))), "other batches"
+    assert not same(first, run(tiny, 3, actions(1))), "other subsets"
+    flipped = actions(0)
+    flipped[2, 5, 1] = 1 - flipped[2, 5, 1]
+    assert not same(first, run(tiny, 3, flipped)), "one bit"
+
+
+def test_kinds_of_actions(tiny: Distillation) -> None:
+    first = run(tiny, 3, actions(0))
+    for kind in (np.int8, bool, np.float64):
+        assert same(first, run(tiny, 3, actions(0).astype(kind)))  # type: ignore[arg-type]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(first, run(tiny, 3, 0.25 * actions(0)), strict=True))
+
+
+def test_a_step_is_the_gradient_of_the_loss(make: Make) -> None:
+    d = make(
+        "student.optimizer=sgd", "student.clip=0", "student.weight_decay=0", "student.lr=0.5", "loss.temperature=2"
+    )
+    d.begin(1)
+    now, chosen = d.current, actions(5)[0]
+    assert now is not None
+    texts = [d.train_split.texts[i] for i in now.rows]
+    inputs = d.student.tokenizer([t[0] for t in texts], padding=True, return_tensors="pt")
+    teachers = torch.from_numpy(d.prepared.signals("train").logits(now.rows))
+    logits = d.student.model(**inputs).logits
+    gold = torch.from_numpy(d.train_split.labels[now.rows])
+    losses = distillation_loss(
+        logits, gold, torch.from_numpy(chosen), soft_labels(teachers, 2.0), LossSettings(d.settings.loss.alpha, 2.0)
+    )
+    slope, before = torch.autograd.grad(losses.mean(), d.student.params), d.student.weights()
+    said, lost = d.step(chosen)
+    torch.testing.assert_close(said, logits.detach())
+    torch.testing.assert_close(lost, losses.detach())
+    for b, g, p in zip(before, slope, d.student.params, strict=True):
+        torch.testing.assert_close(p.detach(), b - 0.5 * g, rtol=1e-4, atol=1e-6)
+
+
+def test_the_current_batch(tiny: Distillation) -> None:
+    tiny.begin(2)
+    now = tiny.current
+    assert now is not None
+    assert now.rows.shape == now.labels.shape == (8,)
+    assert now.logits.shape == now.probs.shape == (8, 4, 2)
+    assert now.vectors.shape == (8, 8)
+    e = np.exp(now.logits.astype(np.float64))
+    p = e / e.sum(-1, keepdims=True)
+    np.testing.assert_allclose(now.probs, p, atol=1e-6)
+    np.testing.assert_allclose(now.teacher_losses, -np.log(p[np.arange(8), :, now.labels]), atol=1e-5)
+    np.testing.assert_array_equal(now.labels, tiny.train_split.labels[now.rows])
+    np.testing.assert_allclose(np.linalg.norm(now.vectors, axis=1), 1, atol=1e-5)
+
+
+def test_budget(tiny: Distillation, make: Make) -> None:
+    tiny.begin(0)
+    done = []
+    for a in actions(0):
+        done.append(tiny.done)
+        tiny.step(a)
+    assert done == [False] * 6
+    assert tiny.done
+    tiny.begin(0, budget=1)
+    assert not tiny.done
+    tiny.step(actions(0)[0])
+    assert tiny.done
+    by_epochs = make("budget.steps=null", "budget.epochs=0.5", "++budget.warm_steps=null", "budget.warm_epochs=0.2")
+    assert (by_epochs.budget, by_epochs.warm_budget) == (12, 5)  # 200 / 8 = 25 steps an epoch
+
+
+def test_going_on_without_a_restart(tiny: Distillation) -> None:
+    end = run(tiny, 0, actions(0))
+    tiny.begin(1, restart=False)
+    assert same(end, tiny.student.weights())
+    assert tiny.student.steps == 0
+    tiny.begin(1)
+    assert same(tiny.warm, tiny.student.weights())
+
+
+# --- roles ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["reward", "dev", "test"])
+def test_evaluate(tiny: Distillation, role: str) -> None:
+    tiny.begin(0)
+    before, split = tiny.student.weights(), tiny.task.splits[role]
+    got = tiny.evaluate(role)
+    assert got == tiny.task.scores(tiny.student.predict(tiny.tokens(role)).numpy(), split.labels)
+    assert same(before, tiny.student.weights())
+    assert len(split) == {"reward": 60, "dev": 60, "test": 80}[role]
+
+
+def test_training_data_is_not_evaluated(tiny: Distillation) -> None:
+    with pytest.raises(RoleError, match="role train"):
+        tiny.evaluate("train")
+
+
+def test_teacher_scores(prepared: Prepared) -> None:
+    rows = prepared.teacher_scores()
+    assert [r["name"] for r in rows] == ["film", "food", "hotel", "electronics", "ensemble"]
+    split = prepared.task.splits["dev"]
+    logits = np.stack([t.compute(split) for t in prepared.teachers], 1).astype(np.float64)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    for row, probs in zip(rows, [*p.swapaxes(0, 1), p.mean(1)], strict=True):
+        gold = probs[np.arange(60), split.labels]
+        assert row["dev"]["accuracy"] == pytest.approx((probs.argmax(1) == split.labels).mean())
+        assert row["dev"]["loss"] == pytest.approx(-np.log(gold).mean(), rel=1e-4)
+        assert set(row) >= {"name", "dev", "test"}
+
+
+# --- the warm start ---------------------------------------------------------------------------------------------------
+
+
+def test_the_warm_start_is_distilled_from_all_teachers(tiny: Distillation, make: Make) -> None:
+    cold = make("++budget.warm_steps=0")
+    everyone = np.ones((4, 8, 4), np.float32)
+    assert same(run(cold, 1_000_003, everyone, budget=4), tiny.warm)
+    assert not same(cold.warm, tiny.warm)
+
+
+def test_the_warm_start_is_made_once(make: Make, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make("student.name=once")
+    (entry,) = [p for p in home.glob("warm/bundled-once-*") if p.is_dir()]
+    stored = load_file(entry / "student.safetensors")
+    assert same(first.warm, [stored[n] for n in first.student.named])
+
+    def no_step(*_: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(Student, "step", no_step)
+    again = make("student.name=once")
+    assert same(first.warm, again.warm)
+    assert same(again.warm, again.student.weights())
+    for change in ("seed=1", "loss.alpha=0.9", "loss.temperature=3", "student.lr=0.5", "budget.batch_size=9"):
+        with pytest.raises(AssertionError, match="trained again"):
+            make("student.name=once", change)
+
+
+def test_prepared_is_shared_and_the_seed_is_not_part_of_it(make: Make, prepared: Prepared) -> None:
+    assert make("seed=1").prepared is prepared
+    assert make("task.corpus.seed=1").prepared is not prepared
+
+
+def test_a_second_session_fits_and_computes_nothing(
+    tiny_config: Any, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("distill.teachers.fit", refuse)
+    monkeypatch.setattr("distill.teachers.ModelTeacher.compute", refuse)
+    monkeypatch.setattr("distill.signals.BagEncoder.compute", refuse)
+    monkeypatch.setattr(process, "_PREPARED", type(process._PREPARED)())
+    again = prepare(ProcessSettings.from_config(tiny_config()))
+    assert again is not prepared
+    assert again.fingerprint == prepared.fingerprint
+    rows = np.arange(200)
+    np.testing.assert_array_equal(again.signals("train").logits(rows), prepared.signals("train").logits(rows))
+
+
+def test_live_signals_train_the_same_student(tiny: Distillation, make: Make) -> None:
+    live = make("teachers.signals=live")
+    stored_run, live_run = run(tiny, 3, actions(0)), run(live, 3, actions(0))
+    for a, b in zip(stored_run, live_run, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
+    moved = max((a - b).abs().max().item() for a, b in zip(stored_run, tiny.warm, strict=True))
+    assert moved > 4e-3, "the bound above means something"
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_draws_from_the_runs_own_stream(make: Make) -> None:
+    d = make("student.dropout=0.3")
+    runs = []
+    for outside in (1, 2):
+        torch.manual_seed(outside)
+        before = torch.get_rng_state()
+        d.begin(7)
+        for a in actions(0):
+            d.step(a)
+            d.evaluate("dev")
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.rand(outside)  # what others draw between two runs
+        runs.append(d.student.weights())
+    assert same(*runs)
+    assert not same(runs[0], run(d, 8, actions(0)))
+
+
+def test_dropout_is_on_in_steps_alone(make: Make) -> None:
+    d = make("student.dropout=0.3")
+    d.begin(7)
+    assert d.current is not None
+    still = d.student.forward(d.current.inputs).detach()
+    assert torch.equal(still, d.student.forward(d.current.inputs))
+    noisy, _ = d.step(actions(0)[0])
+    assert not torch.allclose(noisy, still, atol=1e-3)

@@ -1,0 +1,199 @@
+"""Signals: stored and live say the same, are computed once, and never come from another split or source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from distill.settings import EncoderSettings, TeacherSettings, UserError
+from distill.signals import BagEncoder, LiveSignals, StoredSignals, TransformerEncoder, make_encoder, stored, unit
+from distill.tasks import Split, Task
+from distill.teachers import load_teacher
+
+CPU = torch.device("cpu")
+
+
+class Said:
+    """A source that says something simple of every text, and counts how often it is asked."""
+
+    def __init__(self, name: str = "said", width: int = 2, spoil: float = 0.0, fingerprint: str = "f") -> None:
+        self.name, self.width, self.spoil, self.fingerprint, self.calls = name, width, spoil, fingerprint, 0
+
+    def compute(self, split: Split) -> np.ndarray:
+        self.calls += 1
+        out = np.array([[len(t[0]) + 10 * len(self.name) + j for j in range(self.width)] for t in split.texts])
+        return np.asarray(out + np.where(np.arange(len(split))[:, None] == 1, self.spoil, 0), np.float32)
+
+
+ROWS = np.array([5, 0, 5, 11])
+
+
+def test_stored_is_live(small_task: Task, home: Path, zoo: dict[str, Path]) -> None:
+    """With real models, in other batches: up to the rounding of padding."""
+    split = small_task.splits["train"]
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.3}
+    specs = [
+        TeacherSettings(name="live-a", config=config, max_length=32, epochs=1),
+        TeacherSettings(name="live-b", path=str(zoo["xlnet"]), max_length=32, epochs=1),
+    ]
+    teachers = [load_teacher(s, small_task, home, CPU, None) for s in specs]
+    encoder = make_encoder(EncoderSettings(kind="transformer", path=str(zoo["bert"])), CPU, None)
+    on_disk, live = StoredSignals(split, teachers, encoder, home), LiveSignals(split, teachers, encoder)
+    assert on_disk.names == live.names == ("live-a", "live-b")
+    assert on_disk.width == live.width == 16
+    for signals in (on_disk, live):
+        assert signals.logits(ROWS).shape == (4, 2, 2)
+        assert signals.logits(ROWS).dtype == signals.vectors(ROWS).dtype == np.float32
+    np.testing.assert_allclose(on_disk.logits(ROWS), live.logits(ROWS), atol=1e-5)
+    np.testing.assert_allclose(on_disk.vectors(ROWS), live.vectors(ROWS), atol=1e-5)
+    assert np.ptp(on_disk.logits(np.arange(64)), axis=0).min() > 1e-3, "teachers tell instances apart"
+
+
+def test_the_second_time_nothing_is_computed(small_task: Task, tmp_path: Path) -> None:
+    split, first, second = (
+        small_task.splits["train"],
+        [Said("a"), Said("b"), Said("e", 5)],
+        [Said("a"), Said("b"), Said("e", 5)],
+    )
+    one, two = (StoredSignals(split, s[:2], s[2], tmp_path) for s in (first, second))
+    assert [s.calls for s in first] == [1, 1, 1]
+    assert [s.calls for s in second] == [0, 0, 0]
+    np.testing.assert_array_equal(one.logits(ROWS), two.logits(ROWS))
+    np.testing.assert_array_equal(one.logits(ROWS)[:, 1], Said("b").compute(split)[ROWS])
+    np.testing.assert_array_equal(two.vectors(ROWS), Said("e", 5).compute(split)[ROWS])
+    with pytest.raises(ValueError, match="read-only"):
+        stored(first[0], split, tmp_path)[0] = 1
+
+
+def test_one_more_teacher_costs_one_pass(small_task: Task, tmp_path: Path) -> None:
+    split, sources = small_task.splits["train"], [Said("a"), Said("e"), Said("new")]
+    StoredSignals(split, sources[:1], sources[1], tmp_path)
+    both = StoredSignals(split, [sources[2], sources[0]], sources[1], tmp_path)
+    assert [s.calls for s in sources] == [1, 1, 1]
+    np.testing.assert_array_equal(both.logits(ROWS)[:, 0], sources[2].compute(split)[ROWS])
+
+
+@pytest.mark.parametrize("spoil", [np.nan, np.inf, -np.inf])
+def test_outputs_that_are_no_numbers_are_refused(small_task: Task, tmp_path: Path, spoil: float) -> None:
+    split = small_task.splits["dev"]
+    with pytest.raises(UserError, match=r"said: 1 of 24 instances have NaN or infinite outputs"):
+        stored(Said(spoil=spoil), split, tmp_path)
+    assert not list(tmp_path.rglob("*.npy"))
+    assert not list(tmp_path.rglob("manifest.json"))
+    fixed = Said()
+    stored(fixed, split, tmp_path)
+    assert fixed.calls == 1
+
+
+def test_a_source_of_the_wrong_width_is_refused(small_task: Task, tmp_path: Path) -> None:
+    source = Said()
+    source.compute = lambda split: np.zeros((len(split), 3), np.float32)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"said: gave shape \(24, 3\), expected \(24, 2\)"):
+        stored(source, small_task.splits["dev"], tmp_path)
+
+
+def test_keyed_by_split_and_source(small_task: Task, tmp_path: Path) -> None:
+    split = small_task.splits["dev"]
+    texts = [*split.texts[:-1], ("another text",)]
+    changed = Split("dev", split.ids, texts, split.labels)
+    relabelled = Split("dev", split.ids, split.texts, 1 - split.labels)
+    shuffled = split.take(np.arange(24)[::-1])
+    source = Said()
+    calls = []
+    for part in (split, changed, relabelled, shuffled, split):
+        np.testing.assert_array_equal(stored(source, part, tmp_path), Said().compute(part))
+        calls.append(source.calls)
+    assert calls == [1, 2, 2, 3, 3]
+    retrained = Said(fingerprint="g")
+    stored(retrained, split, tmp_path)
+    assert retrained.calls == 1
+
+
+def test_an_entry_of_something_else_is_named(small_task: Task, tmp_path: Path) -> None:
+    dev, test = small_task.splits["dev"], small_task.splits["test"]
+    stored(Said(), dev, tmp_path)
+    (tmp_path / "signals" / dev.fingerprint).rename(tmp_path / "signals" / test.fingerprint)
+    with pytest.raises(UserError, match=rf"split is '{dev.fingerprint}' there but '{test.fingerprint}' here"):
+        stored(Said(), test, tmp_path)
+
+
+# --- encoders ---------------------------------------------------------------------------------------------------------
+
+
+def made(*texts: tuple[str, ...]) -> Split:
+    return Split("train", np.array([str(i) for i in range(len(texts))]), list(texts), np.zeros(len(texts), np.int64))
+
+
+def test_bag_encoder() -> None:
+    split = made(
+        ("the soup was soggy",),
+        ("Soggy SOUP!",),
+        ("soup soggy soggy",),
+        ("the was a",),
+        ("", "soup soggy"),
+        ("battery",),
+    )
+    a = BagEncoder(16).compute(split)
+    assert a.shape == (6, 16)
+    assert a.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(a, axis=1), [1, 1, 1, 0, 1, 1], atol=1e-6)
+    np.testing.assert_array_equal(a, BagEncoder(16).compute(split))
+    np.testing.assert_allclose(a[0], a[1], atol=1e-7)  # short words, case and punctuation aside
+    assert not np.allclose(a[0], a[2])  # counts matter
+    assert abs(a[0] @ a[4]) < 0.9  # the second text has vectors of its own
+    one_by_one = np.concatenate([BagEncoder(16).compute(split.take(np.array([i]))) for i in range(6)])
+    np.testing.assert_array_equal(a, one_by_one)
+    assert BagEncoder(16).fingerprint != BagEncoder(17).fingerprint
+
+
+def test_bag_vectors_keep_distances() -> None:
+    """Words are nearly orthogonal in many dimensions: the cosine of two bags is that of their counts."""
+    a = BagEncoder(20_000).compute(made(("alpha beta",), ("alpha gamma",), ("delta alpha alpha alpha",)))
+    np.testing.assert_allclose([a[0] @ a[1], a[0] @ a[2]], [0.5, 3 / np.sqrt(2 * 10)], atol=0.03)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlnet"])
+def test_transformer_encoder(zoo: dict[str, Path], pairs: Any, name: str, pooling: str) -> None:
+    split = pairs()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(zoo[name])
+    lengths = [len(tokenizer(*t)["input_ids"]) for t in split.texts]
+    limit = int(np.median(lengths))
+    assert min(lengths) < limit < max(lengths), "some are padded, some are cut"
+    encoder = TransformerEncoder(EncoderSettings("transformer", str(zoo[name]), pooling, max_length=limit), CPU, None)
+    got = encoder.compute(split)
+    assert encoder.width == got.shape[1] == 16
+    model = transformers.AutoModel.from_pretrained(zoo[name]).eval()
+    for i, texts in enumerate(split.texts):  # one at a time: no padding at all
+        inputs = tokenizer(*texts, truncation=True, max_length=limit, return_tensors="pt")
+        with torch.no_grad():
+            states = model(**inputs).last_hidden_state[0]
+        vector = states.mean(0) if pooling == "mean" else states[0]
+        np.testing.assert_allclose(got[i], (vector / vector.norm()).numpy(), atol=2e-5)
+
+
+def test_encoder_fingerprints(zoo: dict[str, Path]) -> None:
+    kinds = [("bert", "mean", 24), ("bert", "cls", 24), ("bert", "mean", 25), ("roberta", "mean", 24)]
+    made = [
+        TransformerEncoder(EncoderSettings("transformer", str(zoo[n]), p, max_length=m), CPU, None) for n, p, m in kinds
+    ]
+    assert len({e.fingerprint for e in made}) == 4
+
+
+def test_encoder_mistakes(zoo: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"encoder\.kind=transformer needs encoder\.path"):
+        EncoderSettings(kind="transformer")
+    with pytest.raises(UserError, match=r"encoder: no folder \./nowhere"):
+        make_encoder(EncoderSettings("transformer", "./nowhere"), CPU, None)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"encoder: .* is not an encoder"):
+        make_encoder(EncoderSettings("transformer", str(tmp_path)), CPU, None)
+
+
+def test_unit() -> None:
+    np.testing.assert_allclose(unit(np.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]])

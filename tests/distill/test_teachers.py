@@ -1,0 +1,320 @@
+"""Teachers: fine-tuned once and kept, taken as they are, or read from a file of probabilities."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+
+from distill import teachers
+from distill.models import load_classifier
+from distill.settings import RoleError, TeacherSettings, TeachersSettings, UserError
+from distill.tasks import Task
+from distill.teachers import fit, load_pool, load_teacher, vocabulary_texts
+
+CPU = torch.device("cpu")
+CONFIG = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "initializer_range": 0.2,
+}
+
+
+def fresh(**more: Any) -> TeacherSettings:
+    return TeacherSettings(**{"name": "t", "config": CONFIG, "max_length": 32, "epochs": 1, "lr": 1e-2} | more)
+
+
+def entries(home: Path) -> list[Path]:
+    return sorted(p.parent for p in home.glob("teachers/*/manifest.json"))
+
+
+# --- fine-tuned here --------------------------------------------------------------------------------------------------
+
+
+def test_fitted_once(small_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = [], teachers.fit
+    monkeypatch.setattr(teachers, "fit", lambda *a: calls.append(a[0].name) or real(*a))
+    one, two = (load_teacher(fresh(), small_task, tmp_path, CPU, None) for _ in range(2))
+    assert calls == ["t"]
+    assert one.fingerprint == two.fingerprint
+    dev = small_task.splits["dev"]
+    np.testing.assert_array_equal(one.compute(dev), two.compute(dev))
+    for change in ({"seed": 1}, {"lr": 2e-2}, {"epochs": 2}, {"pool": "film"}, {"share": 0.5}, {"name": "u"}):
+        load_teacher(fresh(**change), small_task, tmp_path, CPU, None)
+    assert len(calls) == 7
+    assert len(entries(tmp_path)) == 7
+
+
+def test_fitting_is_reproducible_and_leaves_the_generator_alone(small_task: Task, tmp_path: Path) -> None:
+    outputs = []
+    for place in ("a", "b"):
+        torch.manual_seed(len(outputs))
+        before = torch.get_rng_state()
+        teacher = load_teacher(fresh(), small_task, tmp_path / place, CPU, None)
+        outputs.append(teacher.compute(small_task.splits["test"]))
+        assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_a_teacher_learns_its_pool(small_task: Task, tmp_path: Path) -> None:
+    still = CONFIG | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    teacher = load_teacher(fresh(pool="food", epochs=40, batch_size=8, config=still), small_task, tmp_path, CPU, None)
+    pool = small_task.pools["food"]
+    scores = small_task.scores(teacher.compute(pool), pool.labels)
+    assert scores["accuracy"] > 0.95
+    assert scores["loss"] < 0.3
+
+
+@pytest.mark.parametrize(("share", "instances", "steps"), [(1.0, 64, 12), (0.5, 32, 6), (0.01, 2, 3)])
+def test_share(small_task: Task, tmp_path: Path, share: float, instances: int, steps: int) -> None:
+    load_teacher(fresh(share=share, epochs=3, batch_size=16), small_task, tmp_path, CPU, None)
+    manifest = json.loads((entries(tmp_path)[0] / "manifest.json").read_text())
+    assert manifest["instances"] >= (1 if share == 0.01 else instances)
+    assert manifest["instances"] <= instances
+    assert manifest["steps"] == steps
+
+
+@pytest.mark.parametrize("role", ["reward", "dev", "test"])
+def test_fit_refuses_other_roles(small_task: Task, tmp_path: Path, role: str) -> None:
+    with pytest.raises(RoleError, match=f"role {role} given where only train or pool"):
+        fit(fresh(), small_task, small_task.splits[role], None, tmp_path, CPU, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_vocabulary_is_of_training_texts_alone(small_task: Task) -> None:
+    texts = vocabulary_texts(small_task)
+    assert len(texts) == 64 + 4 * 32
+    assert set(texts) == {t for s in (small_task.splits["train"], *small_task.pools.values()) for t in s.texts}
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_freeze_and_layers(zoo: dict[str, Path], small_task: Task, tmp_path: Path, freeze: bool) -> None:
+    spec = TeacherSettings(name="b", path=str(zoo["bert"]), layers=2, epochs=1, lr=1e-2, freeze_embeddings=freeze)
+    load_teacher(spec, small_task, tmp_path, CPU, None)
+    model = transformers.BertForSequenceClassification.from_pretrained(entries(tmp_path)[0])
+    base = transformers.BertModel.from_pretrained(zoo["bert"])
+    assert model.config.num_hidden_layers == 2
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    same = torch.equal(model.bert.embeddings.word_embeddings.weight, base.embeddings.word_embeddings.weight)
+    assert same == freeze
+    assert not torch.equal(model.bert.encoder.layer[0].output.dense.weight, base.encoder.layer[0].output.dense.weight)
+
+
+def test_an_unknown_pool(small_task: Task, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"teacher t: task bundled has no pool 'cars'; it has film, food, hotel"):
+        load_teacher(fresh(pool="cars"), small_task, tmp_path, CPU, None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "a/b"}, "teacher name='a/b' cannot name a folder"),
+        ({"share": 0}, r"teacher t: share=0 must lie in \(0, 1\]"),
+        ({"lr": 0}, "lr=0 must be positive"),
+        ({"fitted": True}, "fitted=true needs path"),
+        ({"probs": "x.csv", "path": "y"}, "give path or probs, not both"),
+    ],
+)
+def test_refused_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        fresh(**settings)
+    with pytest.raises(UserError, match=r"teachers\.pool is empty"):
+        TeachersSettings()
+    with pytest.raises(UserError, match=r"names must differ, got t, t"):
+        TeachersSettings(pool=[fresh(), fresh()])
+
+
+# --- taken as they are ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fitted(zoo: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
+    """`fitted("positive", "negative")`: a BERT classifier on disk with these outputs."""
+
+    def make(*labels: str) -> Path:
+        folder = tmp_path / "-".join(labels)
+        load_classifier(zoo["bert"], labels, 3, "x", 1).save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(zoo["bert"]).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+def direct(folder: Path, texts: list[tuple[str, ...]]) -> np.ndarray:
+    """Logits of the checkpoint as transformers gives them, one text at a time."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return torch.cat([model(**tokenizer(*t, return_tensors="pt")).logits for t in texts]).numpy()
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "order"),
+    [
+        (("negative", "positive"), None, [0, 1]),
+        (("Positive", "NEGATIVE"), None, [1, 0]),
+        (("LABEL_0", "LABEL_1"), ["positive", "negative"], [1, 0]),
+        (("LABEL_0", "LABEL_1"), None, [0, 1]),
+    ],
+)
+def test_a_fitted_teacher_answers_in_the_tasks_order(
+    fitted: Callable[..., Path], small_task: Task, tmp_path: Path, names: Any, given: Any, order: list[int]
+) -> None:
+    folder = fitted(*names)
+    spec = TeacherSettings(name="f", path=str(folder), fitted=True, labels=given)
+    dev = small_task.splits["dev"]
+    got = load_teacher(spec, small_task, tmp_path / "home", CPU, None).compute(dev)
+    np.testing.assert_allclose(got, direct(folder, dev.texts)[:, order], atol=1e-5)
+    assert abs(got[:, 0] - got[:, 1]).min() > 0
+    assert not (tmp_path / "home").exists(), "nothing is trained, nothing is kept"
+
+
+def test_fitted_fingerprints(fitted: Callable[..., Path], small_task: Task, tmp_path: Path) -> None:
+    def of(folder: Path, **more: Any) -> str:
+        return load_teacher(
+            TeacherSettings(name="f", path=str(folder), fitted=True, **more), small_task, tmp_path, CPU, None
+        ).fingerprint
+
+    a, b = fitted("negative", "positive"), fitted("positive", "negative")
+    assert of(a) == of(a)
+    assert len({of(a), of(b), of(a, max_length=20), of(a, labels=["positive", "negative"])}) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a", "b", "c"), r"teacher f: has 3 classes, the task has 2"),
+        (("good", "bad"), r"teacher f: no output named 'negative'"),
+    ],
+)
+def test_a_teacher_of_another_task_is_refused_at_once(
+    fitted: Callable[..., Path], small_task: Task, tmp_path: Path, names: Any, message: str
+) -> None:
+    settings = TeachersSettings(pool=[TeacherSettings(name="f", path=str(fitted(*names)), fitted=True), fresh()])
+    with pytest.raises(UserError, match=message):
+        load_pool(settings, small_task, tmp_path / "home", CPU, None)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_fitted_teacher_without_a_head_is_refused(zoo: dict[str, Path], small_task: Task, tmp_path: Path) -> None:
+    teacher = load_teacher(
+        TeacherSettings(name="f", path=str(zoo["bert"]), fitted=True), small_task, tmp_path, CPU, None
+    )
+    with pytest.raises(UserError, match=r"teacher f: .*not a fine-tuned classifier \(fitted=false fine-tunes it\)"):
+        teacher.compute(small_task.splits["dev"])
+
+
+def test_a_fitted_teacher_with_a_broken_config(zoo: dict[str, Path], small_task: Task, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"teacher f: .*config\.json"):
+        load_teacher(TeacherSettings(name="f", path=str(tmp_path), fitted=True), small_task, tmp_path, CPU, None)
+
+
+# --- a file of probabilities ------------------------------------------------------------------------------------------
+
+
+def table(task: Task) -> pd.DataFrame:
+    """Probabilities for every instance of dev, in another order of rows and columns."""
+    ids = task.splits["dev"].ids[::-1]
+    p = np.linspace(0.05, 0.95, len(ids))
+    return pd.DataFrame({"positive": p, "id": [str(i) for i in ids], "negative": 1 - p})
+
+
+def written(path: Path, frame: pd.DataFrame) -> str:
+    if path.suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True, double_precision=15)
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    return str(path)
+
+
+def from_file(path: str, task: Task) -> Any:
+    return load_teacher(TeacherSettings(name="llm", probs=path), task, Path("unused"), CPU, None)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_probabilities_from_a_file(small_task: Task, tmp_path: Path, suffix: str) -> None:
+    dev = small_task.splits["dev"]
+    teacher = from_file(written(tmp_path / f"p{suffix}", table(small_task)), small_task)
+    p = np.linspace(0.95, 0.05, 24)
+    got = teacher.compute(dev)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(np.exp(got), np.stack([1 - p, p], 1), atol=1e-6)
+    some = np.array([7, 3, 3])
+    np.testing.assert_array_equal(teacher.compute(dev.take(some)), got[some])
+    with pytest.raises(UserError, match=r"no row for id 'train-0' \(64 of 64 train instances missing\)"):
+        teacher.compute(small_task.splits["train"])
+
+
+def test_certain_probabilities_stay_finite(small_task: Task, tmp_path: Path) -> None:
+    frame = table(small_task).assign(positive=[1.0, 0.0] * 12, negative=[0.0, 1.0] * 12)
+    got = from_file(written(tmp_path / "p.csv", frame), small_task).compute(small_task.splits["dev"])
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(np.exp(got).sum(1), 1, atol=1e-6)
+
+
+def cell(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    frame = frame.astype(object)
+    for name, value in values.items():
+        frame.loc[2, name] = value
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: cell(f, positive="nan", negative="nan"), r"id 'dev-21' has probabilities NaN or infinite"),
+        (lambda f: cell(f, positive="inf"), r"id 'dev-21' has probabilities NaN or infinite"),
+        (lambda f: cell(f, positive=-0.2, negative=1.2), r"id 'dev-21' has probabilities negative"),
+        (lambda f: cell(f, positive=0.5, negative=0.6), r"id 'dev-21' has probabilities not summing to 1"),
+        (lambda f: cell(f, positive="high"), r"a probability is not a number"),
+        (lambda f: cell(f, positive=""), r"a probability is not a number"),
+        (lambda f: cell(f, id="dev-0"), r"an id occurs twice"),
+        (lambda f: f.rename(columns={"id": "key"}), r"no column 'id'; it has positive, key, negative"),
+        (lambda f: f.assign(neutral=0.0), r"has 3 class columns, the task has 2 \(negative, positive\)"),
+        (lambda f: f.rename(columns={"positive": "good"}), r"no column for label 'positive'; it has good, negative"),
+    ],
+)
+def test_mistakes_in_a_file(small_task: Task, tmp_path: Path, change: Any, message: str) -> None:
+    path = written(tmp_path / "p.csv", change(table(small_task)))
+    with pytest.raises(UserError, match=message) as caught:
+        from_file(path, small_task)
+    assert str(caught.value).startswith(f"teacher llm: {path}: ")
+
+
+def test_a_missing_row_or_file(small_task: Task, tmp_path: Path) -> None:
+    teacher = from_file(written(tmp_path / "p.csv", table(small_task)[3:]), small_task)
+    with pytest.raises(UserError, match=r"no row for id 'dev-21' \(3 of 24 dev instances missing\)"):
+        teacher.compute(small_task.splits["dev"])
+    with pytest.raises(UserError, match=r"gone\.csv: No such file"):
+        from_file(str(tmp_path / "gone.csv"), small_task)
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [((), 0, "ensemble"), (("teachers.pool=[]",), 2, "error: teachers.pool is empty")],
+    ids=["table", "mistake"],
+)
+def test_command_line(tiny_overrides: list[str], tmp_path: Path, more: tuple[str, ...], code: int, said: str) -> None:
+    command = [sys.executable, "-m", "distill.teachers", *tiny_overrides, "threads=1", *more]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,123 @@
+"""The ragged buffer against the tokenizers' own padding, and the stream of batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.tokens import Stream, TokenizedSplit, run_over
+
+
+@pytest.mark.parametrize("single", [True, False], ids=["texts", "pairs"])
+@pytest.mark.parametrize("limit", [12, 128])
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlnet", "albert"])
+def test_batch_is_the_tokenizers_own(zoo: dict[str, Path], pairs: Any, name: str, limit: int, single: bool) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(zoo[name])
+    texts = [t[:1] if single else t for t in pairs().texts]
+    split = TokenizedSplit.build(texts, tokenizer, limit)
+    assert split.left == (name == "xlnet")
+    for rows in ([0], [4, 1, 7], list(range(12, -1, -1))):
+        columns = [[texts[i][c] for i in rows] for c in range(len(texts[0]))]
+        own = tokenizer(*columns, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        got = split.batch(np.array(rows))
+        assert set(got) == set(own)
+        for key, value in got.items():
+            assert value.dtype == torch.int64
+            assert torch.equal(value, own[key]), key
+    assert max(split.lengths) <= limit
+    assert len(set(split.lengths)) > 1 or limit == 12
+
+
+def test_padding_takes_the_tokenizers_own_token_type(zoo: dict[str, Path], pairs: Any) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(zoo["xlnet"])
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer._pad_token_type_id = 3  # as XLNet was trained
+    batch = TokenizedSplit.build(pairs().texts, tokenizer, 128).batch(np.arange(13))
+    own = tokenizer(*map(list, zip(*pairs().texts, strict=True)), padding=True, return_tensors="pt")
+    assert (own["token_type_ids"] == 3).any()
+    assert torch.equal(batch["token_type_ids"], own["token_type_ids"])
+
+
+def test_pairs_have_two_token_types(zoo: dict[str, Path], pairs: Any) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(zoo["bert"])
+    batch = TokenizedSplit.build(pairs().texts, tokenizer, 128).batch(np.arange(2))
+    after_sep = (batch["input_ids"] == tokenizer.sep_token_id).cumsum(1)
+    second = (after_sep == 1) & (batch["input_ids"] != tokenizer.sep_token_id)
+    assert second.any(1).all()
+    assert (batch["token_type_ids"][second] == 1).all()
+    assert (batch["token_type_ids"][after_sep == 0] == 0).all()
+
+
+LENGTHS = np.random.default_rng(0).integers(3, 40, 1000)
+
+
+@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize(("count", "size"), [(10, 4), (12, 4), (3, 8), (1, 4), (7, 7), (1000, 3)])
+def test_every_instance_once_an_epoch(count: int, size: int, group: bool) -> None:
+    """After lcm(N, B) rows whole epochs have passed, and every instance came equally often; no batch is short."""
+    stream = Stream(LENGTHS[:count], size, 1, group)
+    rows = int(np.lcm(count, size))
+    batches = [stream.next() for _ in range(rows // size)]
+    assert all(b.shape == (size,) and b.dtype == np.int64 for b in batches)
+    assert Counter(np.concatenate(batches).tolist()) == dict.fromkeys(range(count), rows // count)
+
+
+def test_ungrouped_epochs_are_permutations_that_differ() -> None:
+    stream = Stream(LENGTHS[:10], 4, 1, group=False)
+    drawn = np.concatenate([stream.next() for _ in range(10)]).reshape(4, 10)
+    assert all(sorted(epoch) == list(range(10)) for epoch in drawn)
+    assert len({tuple(epoch) for epoch in drawn}) == 4
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.booleans(), st.integers(0, 30), st.integers(0, 2**31))
+def test_state_goes_on_equally(count: int, size: int, group: bool, before: int, seed: int) -> None:
+    stream, other = Stream(LENGTHS[:count], size, seed, group), Stream(LENGTHS[:count], size, seed + 1, group)
+    for _ in range(before):
+        stream.next()
+    state = stream.state()
+    ahead = [stream.next() for _ in range(12)]
+    other.set_state(state)
+    assert all(np.array_equal(a, other.next()) for a in ahead)
+    stream.set_state(state)  # the state is a copy: drawing on has not changed it
+    assert all(np.array_equal(a, stream.next()) for a in ahead)
+
+
+def test_seeds_and_grouping() -> None:
+    def first(seed: int, group: bool = True) -> np.ndarray:
+        stream = Stream(LENGTHS, 10, seed, group)
+        return np.stack([stream.next() for _ in range(50)])
+
+    assert np.array_equal(first(1), first(1))
+    assert not np.array_equal(first(1), first(2))
+    spread = [np.ptp(LENGTHS[first(1, group)], axis=1).mean() for group in (True, False)]
+    assert spread[0] < spread[1] / 5
+    means = LENGTHS[first(1)].mean(1)
+    assert (np.diff(means) < 0).any(), "batches come in random order of length"
+    assert (np.diff(means) > 0).any(), "batches come in random order of length"
+
+
+def test_run_over_keeps_the_order(zoo: dict[str, Path], pairs: Any) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(zoo["xlnet"])
+    split = TokenizedSplit.build(pairs().texts, tokenizer, 64)
+    sums = np.array([split.ids[a:b].sum().item() for a, b in zip(split.offsets[:-1], split.offsets[1:], strict=True)])
+    seen: list[int] = []
+
+    def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        seen.append(batch["input_ids"].shape[1])
+        assert not torch.is_grad_enabled()
+        total = (batch["input_ids"] * batch["attention_mask"]).sum(1).float()
+        return torch.stack([total, -total], 1)
+
+    for size in (1, 4, 100):
+        seen.clear()
+        out = run_over(split, forward, size)
+        assert seen == sorted(seen, reverse=True)
+        np.testing.assert_array_equal(out.numpy(), np.stack([sums, -sums], 1))
