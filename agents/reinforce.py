@@ -47,7 +47,8 @@ class ReinforceSettings:
 
     name: str = "reinforce"
     credit: str = "counterfactual"  # what the choice of a teacher is credited with, see `surrogate`
-    lr: float = 0.005  # of the selector (Adam)
+    lr: float = 0.005  # of the selector (Adam), falling linearly to zero unless `schedule` is constant
+    schedule: str = "linear"
     episodes: int = 4  # of joint training, each of budget.steps student steps
     warmup: int = 8  # selector steps with all teachers on
     baseline: float = 0.9  # decay of the running mean and spread of the shared reward
@@ -58,6 +59,7 @@ class ReinforceSettings:
 
     def __post_init__(self) -> None:
         one_of(self.credit, CREDITS, "agent.credit")
+        one_of(self.schedule, ("linear", "constant"), "agent.schedule")
         one_of(self.joint, ("restart", "continue"), "agent.joint")
         check(self.lr > 0, f"agent.lr={self.lr} must be positive")
         check(self.episodes > 0, f"agent.episodes={self.episodes} must be positive")
@@ -181,6 +183,8 @@ def train(
                 pending.clear()
                 p = torch.sigmoid(logits)
                 entropy = -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).mean()
+                if settings.schedule == "linear":
+                    optimizer.param_groups[0]["lr"] = settings.lr * (1 - steps / (settings.episodes * process.budget))
                 optimizer.zero_grad()
                 (-surrogate(logits, chosen, advantages) - settings.entropy * entropy).backward()
                 optimizer.step()

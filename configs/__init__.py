@@ -62,11 +62,13 @@ def _one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def launch(run: Callable[[Any], None], config: str = "config") -> None:
-    """Run `run(config)` as a Hydra application.
+def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -> None:
+    """Run `run(config)` as a Hydra application; `defaults` (`group=option`) hold unless the command line names the group.
 
     A user's mistake ends with one line on stderr and exit code 2; nothing is left behind. Bugs keep their traceback.
     """
+    given = [a.partition("=")[0] for a in sys.argv[1:]]
+    sys.argv[1:1] = [d for d in defaults if d.partition("=")[0] not in given]
     arguments = sys.argv[1:]
     made: list[Path] = []  # folders of the run that did not exist before it
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")

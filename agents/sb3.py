@@ -1,0 +1,143 @@
+"""Stable-Baselines3 on TeacherSelect-v0: PPO, A2C, TRPO, DQN, QR-DQN, SAC and TD3, judged exactly as the paper's policy is.
+
+`python agents/sb3.py agent=ppo` trains on the vector environment (B rows, one student), then runs the control and the
+learnt policy, fixed, from the same warm start for the same number of steps, and writes the same results.json as
+`agents/reinforce.py`. `policy=linear` (the default) is the paper's policy: one linear layer, independent Bernoulli units.
+
+Row i holds another instance at every step, so an episode is no trajectory of one thing: with `credit=influence` a row is
+paid its own share at once (gamma 0); with `credit=shared` use `agent.params.gamma=1.0`. `VecMonitor`'s episode counts
+are rows, not students; what counts is the table at the end. Model files are zip archives with pickled parts: load
+only those you wrote.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import stable_baselines3
+import torch
+from safetensors.torch import save_file
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecMonitor
+
+import configs
+import envs  # noqa: F401  registers TeacherSelect-v0
+from agents import runs
+from distill.process import Current
+from distill.settings import UserError, check, one_of, parse
+from envs.sb3 import SharedVecEnv
+from envs.wrappers import DiscreteSubsetsVector, TeacherWeightsVector
+
+DISCRETE, CONTINUOUS, CONTRIB = ("dqn", "qrdqn"), ("sac", "td3"), ("trpo", "qrdqn")
+NAMES = ("ppo", "a2c", "trpo", *DISCRETE, *CONTINUOUS)
+
+
+@dataclass
+class SB3Settings:
+    """Options of the agent, `agent.*` on the command line; `params` go to the algorithm as they are."""
+
+    name: str = "ppo"
+    credit: str = "influence"
+    lr: float = 0.003
+    episodes: int = 4
+    oracle: bool = True
+    params: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        one_of(self.name, NAMES, "agent")
+        one_of(self.credit, ("shared", "influence"), "agent.credit")
+        check(self.lr > 0, f"agent.lr={self.lr} must be positive")
+        check(self.episodes > 0, f"agent.episodes={self.episodes} must be positive")
+
+
+def algorithm(name: str) -> Any:
+    """The SB3 class; `UserError` when it is in sb3-contrib and that is not installed."""
+    if name not in CONTRIB:
+        return getattr(stable_baselines3, name.upper())
+    try:
+        import sb3_contrib
+    except ImportError:
+        raise UserError(f"agent={name} is in sb3-contrib, which is not installed: pip install sb3-contrib") from None
+    return {"trpo": sb3_contrib.TRPO, "qrdqn": sb3_contrib.QRDQN}[name]
+
+
+def architecture(name: str, policy: str) -> dict[str, Any]:
+    """`policy_kwargs`: the paper's linear policy, or two hidden layers of 64; critics always have the hidden layers."""
+    one_of(policy, ("linear", "mlp"), "policy")
+    actor: list[int] = [] if policy == "linear" else [64, 64]
+    if name in DISCRETE:
+        return {"net_arch": actor}
+    if name in CONTINUOUS:
+        return {"net_arch": {"pi": actor, "qf": [64, 64]}}
+    return {"net_arch": {"pi": actor, "vf": [64, 64]}, "ortho_init": False}
+
+
+def make(settings: SB3Settings, policy: str, env: VecMonitor, seed: int) -> BaseAlgorithm:
+    """The model over the environment, on the CPU: its networks are far too small for anything else."""
+    kwargs: dict[str, Any] = {
+        "policy_kwargs": architecture(settings.name, policy),
+        "learning_rate": settings.lr,
+        "seed": seed,
+        "device": "cpu",
+    }
+    try:
+        return algorithm(settings.name)("MlpPolicy", env, **kwargs, **settings.params)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"agent.params={settings.params} do not fit {settings.name} ({' '.join(str(error).split())})"
+        ) from None
+
+
+def fixed_rule(model: BaseAlgorithm, decode: Callable[[np.ndarray], np.ndarray]) -> runs.Rule:
+    """The learnt policy without exploration. A Bernoulli unit at exactly one half is on, as in `agents/reinforce.py`."""
+
+    def choose(states: np.ndarray, batch: Current) -> np.ndarray:
+        if isinstance(model.policy, ActorCriticPolicy):
+            with torch.no_grad():
+                distribution: Any = model.policy.get_distribution(model.policy.obs_to_tensor(states)[0])
+                return (distribution.distribution.probs >= 0.5).float().numpy()
+        return np.asarray(decode(model.predict(states, deterministic=True)[0]), np.float32)
+
+    return choose
+
+
+def run(config: dict[str, Any]) -> None:
+    """One run: training, control, fixed policy, results."""
+    settings = parse(SB3Settings, config["agent"], "agent")
+    config["reward"]["credit"] = settings.credit if config["reward"]["name"] == "validation_gain" else "shared"
+    seed = config["seed"]
+    algorithm(settings.name)  # a missing package is told before anything is trained
+    env: Any = gym.make_vec("envs:TeacherSelect-v0", num_envs=config["budget"]["batch_size"], config=config)
+    core, decode = env.unwrapped.core, np.asarray
+    if settings.name in DISCRETE:
+        env = DiscreteSubsetsVector(env)
+        decode = env.actions
+    elif settings.name in CONTINUOUS:
+        env = TeacherWeightsVector(env)
+    process, folder = core.process, runs.run_folder()
+    model = make(settings, config["policy"], VecMonitor(SharedVecEnv(env)), seed)
+    teachers = process.prepared.teacher_scores()
+    results = runs.base_results(config, process, teachers, runs.reproduce_line("agents/sb3.py"))
+    results["warm_start"] = {role: process.evaluate(role) for role in ("dev", *process.task.tests)}
+
+    model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
+    started = time.perf_counter()
+    model.learn(settings.episodes * process.budget * core.batch_size, progress_bar=sys.stderr.isatty())
+    train_s = time.perf_counter() - started
+    model.save(folder / "model.zip")
+    state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}
+    save_file(state, folder / "policy.safetensors")
+    rule = fixed_rule(model, decode)
+    runs.conclude(core, config, results, rule, train_s, settings.episodes, settings.oracle)
+
+
+if __name__ == "__main__":
+    configs.launch(run, "agent=ppo")
