@@ -189,6 +189,8 @@ def train(
                 (-surrogate(logits, chosen, advantages) - settings.entropy * entropy).backward()
                 optimizer.step()
                 writer.add_scalar("policy/entropy", entropy.item(), steps)
+            elif "gain" in info or not credit.waits:
+                pending.clear()  # answered, by a first reward that has nothing to be compared with
             selected.add(actions)
             states, done = next_states, bool(terminated.all())
             steps += 1

@@ -71,6 +71,7 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
     sys.argv[1:1] = [d for d in defaults if d.partition("=")[0] not in given]
     arguments = sys.argv[1:]
     made: list[Path] = []  # folders of the run that did not exist before it
+    found: list[Path] = []  # its own, where it did
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -79,7 +80,7 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
         try:
             run(OmegaConf.to_container(cfg, resolve=True))
         except UserError as error:
-            _remove_empty([folder, *made])
+            _remove_empty([] if folder in found else [folder, *made])
             _fail(error)
 
     setup_globals()  # Hydra's resolvers, such as ${now:}
@@ -88,6 +89,7 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
             folder = Path(_compose(arguments, config, with_hydra=True).hydra.run.dir).absolute()
             _check_output(folder)
             made += [place for place in folder.parents if not place.exists()]
+            found += [folder] if folder.exists() else []
         except UserError as error:
             _fail(error)
     main(version_base="1.3", config_path="pkg://configs", config_name=config)(guarded)()

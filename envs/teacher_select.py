@@ -325,6 +325,7 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def set_state(self, state: State) -> None:
         """Go on from `get_state()` of an environment with the same settings; `UserError` for another one's state."""
+        check("pending" in state, "this state is of the vector environment; give it to one")
         facts = self.core.set_state(state)
         self.np_random.bit_generator.state = facts["env_rng"]
         self._states = self.core.observe() if facts["running"] else None
@@ -436,6 +437,7 @@ class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def set_state(self, state: State) -> None:
         """Go on from `get_state()` of an environment with the same settings; `UserError` for another one's state."""
+        check("pending" not in state, "this state is of the single environment; give it to one")
         facts = self.core.set_state(state)
         self.np_random.bit_generator.state = facts["env_rng"]
         self._ready, self._restart = facts["running"], facts["restart"]

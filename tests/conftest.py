@@ -43,6 +43,7 @@ TINY = (
     "reward.size=40",
     "reward.every=2",
     "reward.direction_size=16",
+    "reward.direction_every=1",
 )
 
 

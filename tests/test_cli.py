@@ -439,6 +439,18 @@ def test_a_mistake_leaves_the_users_own_folders(inside, tmp_path):
     assert not any((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.parametrize("inner", ["", "kept.txt"])
+def test_a_run_folder_that_was_there_stays(inside, tmp_path, inner):
+    """A mistake that shows while the run is under way: the run has not made this folder."""
+    (tmp_path / "mine").mkdir()
+    if inner:
+        (tmp_path / "mine" / inner).touch()
+    assert_one_line(inside("agent.credit=inflence", folder=tmp_path / "mine"), ["agent.credit=inflence"])
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == (
+        ["mine", f"mine/{inner}"] if inner else ["mine"]
+    )
+
+
 def test_a_bug_keeps_its_traceback(inside, monkeypatch):
     from agents import runs
 

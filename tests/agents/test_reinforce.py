@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from agents.reinforce import Credit, ReinforceSettings, Selector, log_prob, surrogate, train
@@ -173,8 +171,8 @@ def test_samples_follow_the_policy_and_their_generator(tiny):
 # --- credit -----------------------------------------------------------------------------------------------------------
 
 
-def credit(kind: str, **more: Any) -> Credit:
-    return Credit(ReinforceSettings(credit=kind, **more))
+def credit(kind: str, waits: bool = True, **more: Any) -> Credit:
+    return Credit(ReinforceSettings(credit=kind, **more), waits)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
@@ -184,7 +182,7 @@ def test_influence_credit_is_standardised_over_rows(scale):
     assert found is not None
     assert found.shape == (32,)
     assert float(found.mean()) == pytest.approx(0, abs=1e-5)
-    assert float(found.std()) == pytest.approx(1, rel=0.02)  # with n or n - 1
+    assert float(found.std(correction=0)) == pytest.approx(1, rel=1e-5)
     np.testing.assert_array_equal(np.argsort(found.numpy()), np.argsort(rewards))
 
 
@@ -193,8 +191,9 @@ def test_counterfactual_credit_keeps_signs_and_ratios(scale):
     influence = (scale * np.random.default_rng(0).normal(0.5, 1, (32, K))).astype(np.float32)
     found = credit("counterfactual")(np.zeros(32), {"influence": influence})
     assert found is not None
-    assert float(found.std()) == pytest.approx(1, rel=1e-4)
-    np.testing.assert_allclose(found.numpy() / influence, 1 / influence.std(ddof=1), rtol=1e-4)
+    assert found.shape == (32, K)
+    assert float(found.std(correction=0)) == pytest.approx(1, rel=1e-5)
+    np.testing.assert_allclose(found.numpy() / influence, 1 / influence.std(dtype=np.float64), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["influence", "counterfactual"])
@@ -216,11 +215,19 @@ def test_shared_credit_compares_with_a_running_mean():
     runs = {}
     for scale in (1.0, 1e4):
         one = credit("shared")
-        runs[scale] = [one(np.full(8, scale * g), {"gain": g}) for g in gains]
-        assert all(a is not None and a.shape == (8,) and (a == a[0]).all() for a in runs[scale])
+        first, *runs[scale] = [one(np.full(8, scale * g), {"gain": g}) for g in gains]
+        assert first is None, "nothing to compare with yet"
+        assert all(a is not None and a.shape == (1,) for a in runs[scale])
     small, large = (np.array([float(a[0]) for a in run]) for run in runs.values())
     np.testing.assert_allclose(small, large, rtol=1e-5)  # the reward's unit does not matter
-    late, better = small[100:], gains[100:] > 0.02
+    mean, away, wanted = gains[0], [], []
+    for g in gains[1:]:
+        away.append(abs(g - mean))
+        decayed = 0.9 ** np.arange(len(away))[::-1]
+        wanted.append((g - mean) / np.average(away, weights=decayed))
+        mean = 0.9 * mean + 0.1 * g
+    np.testing.assert_allclose(small, wanted, rtol=1e-4)
+    late, better = small[100:], gains[101:] > 0.02
     assert abs(late.mean()) < 0.3
     assert late[better].mean() > 0.5
     assert late[~better].mean() < -0.5
@@ -229,10 +236,24 @@ def test_shared_credit_compares_with_a_running_mean():
 
 def test_shared_credit_waits_for_a_measurement():
     one = credit("shared")
+    measured = {"gain": np.zeros(8), "value": np.zeros(8)}
     assert one(np.zeros(8), {}) is None
-    assert (one.mean, one.spread) == (0.0, 0.0)
-    assert one(np.zeros(8), {"gain": np.zeros(8), "value": np.zeros(8)}) is not None
-    assert one(np.full(8, -0.7), {}) is not None  # the paper's rewards come at every step
+    assert (one.mean, one.spread, one.count) == (0.0, 0.0, 0)
+    assert one(np.full(8, 0.5), measured) is None
+    assert (one.mean, one.count) == (0.5, 1)
+    assert one(np.zeros(8), {}) is None
+    assert (one.mean, one.count) == (0.5, 1)
+    better = one(np.full(8, 0.7), measured)
+    assert better is not None
+    assert better.tolist() == pytest.approx([1.0], rel=1e-6)  # its distance is all that is known of the spread
+
+
+def test_the_papers_rewards_come_at_every_step():
+    one = credit("shared", waits=False)
+    assert one(np.full(8, -0.7), {}) is None
+    worse = one(np.full(8, -0.8), {})
+    assert worse is not None
+    assert worse.tolist() == pytest.approx([-1.0], rel=1e-6)
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------
@@ -243,7 +264,7 @@ def test_the_selector_learns_the_best_teacher_of_a_context(kind):
     """Contexts are one-hot with noise; teacher `c` is right in context `c`, every other one does harm."""
     settings = ReinforceSettings(credit=kind, lr=0.03)
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    selector, to_advantage = Selector(K, K, settings.bias), Credit(settings)
+    selector, to_advantage = Selector(K, K, settings.bias), Credit(settings, waits=False)
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
 
     def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -296,6 +317,32 @@ def test_joint_training(tiny_config: Callable[..., dict[str, Any]], kind):
     assert all(torch.equal(a, outcome[1][0][n]) for n, a in outcome[0][0].items())
 
 
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_a_measurement_answers_the_steps_since_the_last_one(tiny_config, monkeypatch, every):
+    from agents import reinforce
+    from envs.teacher_select import TeacherSelectVectorEnv
+
+    env = TeacherSelectVectorEnv(config=tiny_config(f"reward.every={every}"), autoreset_mode="disabled")
+    taught: list[tuple[int, np.ndarray]] = []
+
+    def spy(logits: Tensor, actions: Tensor, advantages: Tensor) -> Tensor:
+        taught.append((len(advantages), actions.numpy()))
+        return surrogate(logits, actions, advantages)
+
+    done: list[np.ndarray] = []
+    step = env.step
+    monkeypatch.setattr(reinforce, "surrogate", spy)
+    monkeypatch.setattr(env, "step", lambda actions: (done.append(actions), step(actions))[1])
+    train(env, ReinforceSettings(credit="shared", episodes=3, warmup=2), 7, Recorder())  # type: ignore[arg-type]
+    assert {size for size, _ in taught} == {1}
+    assert len(done) == 3 * 6
+    measured = [t for t in range(18) if (t % 6 + 1) % every == 0 or t % 6 == 5]
+    answers = [t for t in measured if t >= 2]  # the first two steps are the warm-up, answered at once
+    for (_, found), before, now in zip(taught[2:], answers, answers[1:], strict=False):
+        np.testing.assert_array_equal(found, np.concatenate(done[before + 1 : now + 1]))
+    assert len(taught) == 2 + len(answers) - 1, "the first measurement has nothing to be compared with"
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
@@ -322,8 +369,10 @@ def test_wrong_settings_end_in_one_line(key, value):
 
 
 def test_the_yaml_and_the_code_agree_on_defaults():
-    """The group's own file: a task may choose another value."""
-    import configs
+    """On a task that chooses no other value; the bundled one does."""
+    from configs import compose
 
-    folder = Path(configs.__file__).parent
-    assert parse(ReinforceSettings, OmegaConf.load(folder / "agent" / "reinforce.yaml"), "agent") == ReinforceSettings()
+    found = parse(ReinforceSettings, compose(["agent=reinforce", "task=mrpc"])["agent"], "agent")
+    assert found == ReinforceSettings()
+    assert found.lr == 0.005
+    assert parse(ReinforceSettings, compose(["agent=reinforce"])["agent"], "agent").lr > found.lr

@@ -70,7 +70,12 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     t = transformers
     made = {
         "bert": (t.BertModel, t.BertConfig, wordpiece(), COMMON | {"num_hidden_layers": 4}),
-        "roberta": (t.RobertaModel, t.RobertaConfig, byte_bpe(), COMMON | {"num_hidden_layers": 1}),
+        "roberta": (
+            t.RobertaModel,
+            t.RobertaConfig,
+            byte_bpe(),
+            COMMON | {"num_hidden_layers": 1, "type_vocab_size": 1},
+        ),
         "xlnet": (
             t.XLNetModel,
             t.XLNetConfig,

@@ -15,6 +15,7 @@ import transformers
 
 from distill.models import (
     build_student,
+    check_length,
     fresh_classifier,
     isolated_rng,
     load_classifier,
@@ -203,6 +204,30 @@ def test_word_tokenizer(tmp_path: Path) -> None:
 def test_a_config_that_makes_no_model(bad: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"student: config .* makes no BERT model"):
         fresh_classifier(bad, word_tokenizer(TEXTS, 16), ["a", "b"], 0, "student")
+
+
+@pytest.mark.parametrize("key", ["hiden_size", "num_layers", "max_length"])
+def test_an_unknown_key_of_a_config_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=rf"^student: config key={key} is not known; [^\n]*$"):
+        fresh_classifier({key: 16}, word_tokenizer(TEXTS, 16), ["a", "b"], 0, "student")
+
+
+@pytest.mark.parametrize(("name", "most"), [("bert", 512), ("roberta", 510), ("albert", 512), ("xlnet", None)])
+def test_more_tokens_than_positions_are_refused(zoo: dict[str, Path], name: str, most: int | None) -> None:
+    model = load_classifier(zoo[name], ["a", "b"], 0, "x")
+    ids = torch.full((1, (most or 900) + 1), 7)
+    with torch.no_grad():
+        assert model(ids[:, 1:]).logits.isfinite().all()
+        check_length(model, most or 900, "x")
+        if most is None:
+            return
+        with pytest.raises((IndexError, RuntimeError)):
+            model(ids)
+    with pytest.raises(UserError, match=rf"^x: max_length={most + 1} is more than its {most} positions$"):
+        check_length(model, most + 1, "x")
+    settings = StudentSettings(kind="path", path=str(zoo[name]), max_length=most + 1)
+    with pytest.raises(UserError, match=rf"^student: max_length={most + 1} "):
+        build_student(settings, ("no", "yes"), TEXTS, 0)
 
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -275,7 +275,9 @@ def test_directions_of_other_families(
 def test_precondition_is_adams_own_scale(make: Make, batch: Any) -> None:
     student = make(clip=0.0, weight_decay=0.0)
     ones = {n: torch.ones_like(p) for n, p in student.named.items()}
-    assert student.precondition(ones) is ones, "before the first step there is no scale"
+    still = student.precondition(ones)
+    assert still.keys() == ones.keys()
+    assert all(v.shape == ones[n].shape and not v.any() for n, v in still.items()), "no scale before the first step"
     moment = {n: torch.zeros_like(p) for n, p in student.named.items()}
     student.begin(10)
     for _ in range(3):
@@ -284,7 +286,12 @@ def test_precondition_is_adams_own_scale(make: Make, batch: Any) -> None:
         student.step(batch[0], label_loss(batch[1]))
     got = student.precondition(ones)
     for name, m in moment.items():
-        torch.testing.assert_close(got[name], 1 / ((m / (1 - 0.999**3)).sqrt() + 1e-8), rtol=1e-2, atol=1e-4)
+        wanted = torch.where(m > 0, 1 / ((m / (1 - 0.999**3)).sqrt() + 1e-8), 0.0)
+        torch.testing.assert_close(got[name], wanted, rtol=1e-2, atol=1e-4)
+        assert torch.equal(got[name] == 0, m == 0), "what AdamW has never moved counts as still"
+    words = got["bert.embeddings.word_embeddings.weight"]
+    assert (words == 0).all(1).any()
+    assert (words != 0).any()
 
 
 def test_precondition_leaves_sgd_alone(make: Make, batch: Any) -> None:

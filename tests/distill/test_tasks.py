@@ -415,6 +415,21 @@ def test_every_cell_as_it_was_written(tmp_path: Path) -> None:
         assert table["a"].tolist() == table["date"].tolist() == odd
 
 
+def test_tsv_knows_no_quotes(tmp_path: Path) -> None:
+    rows = [('"she" said', '"open'), ("'", '""'), ('a "b', 'c", d')]
+    (tmp_path / "t.tsv").write_text("\n".join(["x\ty", *map("\t".join, rows), ""]))
+    assert list(read_table(tmp_path / "t.tsv").itertuples(index=False, name=None)) == rows
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("wide", [(1, 2, 3), (1,), (3,), (2, 3)])
+def test_surplus_cells_are_refused_wherever_they_are(tmp_path: Path, suffix: str, wide: tuple[int, ...]) -> None:
+    lines = [["x", "y"], *([str(i), "b", "c"][: 3 if i in wide else 2] for i in (1, 2, 3))]
+    (tmp_path / f"t{suffix}").write_text("\n".join(("," if suffix == ".csv" else "\t").join(r) for r in lines))
+    with pytest.raises(UserError, match=rf"^[^\n]*t\{suffix}: (rows have more cells than|not readable as)[^\n]*$"):
+        read_table(tmp_path / f"t{suffix}")
+
+
 def one(**cells: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
     """The table with some cells of its third row changed."""
 
@@ -435,6 +450,7 @@ def one(**cells: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
         (".csv", None, {"id": "id"}, r"no column 'id'"),
         (".xlsx", None, {}, r"train\.xlsx: unknown kind of file; use \.csv"),
         (".csv", one(key="k1"), {"id": "key"}, r"train\.csv: id 'k1' occurs twice"),
+        (".csv", one(key=""), {"id": "key"}, r"train\.csv: row 3 has no id in column 'key'"),
         (".csv", one(verdict=""), {}, r"train\.csv: row 3 has no label in column 'verdict'"),
         (".jsonl", one(verdict=None), {}, r"train\.jsonl: row 3 has an empty cell"),
         (".jsonl", one(review=None), {}, r"train\.jsonl: row 3 has an empty cell"),

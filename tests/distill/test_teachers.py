@@ -52,8 +52,9 @@ def test_fitted_once(small_task: Task, tmp_path: Path, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(one.compute(dev), two.compute(dev))
     for change in ({"seed": 1}, {"lr": 2e-2}, {"epochs": 2}, {"pool": "film"}, {"share": 0.5}, {"name": "u"}):
         load_teacher(fresh(**change), small_task, tmp_path, CPU, None)
-    assert len(calls) == 7
-    assert len(entries(tmp_path)) == 7
+    load_teacher(fresh(), small_task, tmp_path, CPU, torch.bfloat16)
+    assert len(calls) == 8
+    assert len(entries(tmp_path)) == 8
 
 
 def test_fitting_is_reproducible_and_leaves_the_generator_alone(small_task: Task, tmp_path: Path) -> None:
@@ -182,14 +183,15 @@ def test_a_fitted_teacher_answers_in_the_tasks_order(
 
 
 def test_fitted_fingerprints(fitted: Callable[..., Path], small_task: Task, tmp_path: Path) -> None:
-    def of(folder: Path, **more: Any) -> str:
+    def of(folder: Path, amp: torch.dtype | None = None, **more: Any) -> str:
         return load_teacher(
-            TeacherSettings(name="f", path=str(folder), fitted=True, **more), small_task, tmp_path, CPU, None
+            TeacherSettings(name="f", path=str(folder), fitted=True, **more), small_task, tmp_path, CPU, amp
         ).fingerprint
 
     a, b = fitted("negative", "positive"), fitted("positive", "negative")
     assert of(a) == of(a)
-    assert len({of(a), of(b), of(a, max_length=20), of(a, labels=["positive", "negative"])}) == 4
+    changed = of(a, max_length=20), of(a, labels=["positive", "negative"]), of(a, torch.bfloat16)
+    assert len({of(a), of(b), *changed}) == 5
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from env_helpers import ALL_PARTS, STATES, STEPS, B, K, assert_same, episode, subsets, weights
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
@@ -23,58 +23,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from distill.settings import UserError
 from envs.observations import LOSS_CAP, PARTS
-
-B, K, STEPS = 8, 4, 6
-ALL_PARTS = f"observation.parts=[{', '.join(PARTS)}]"
-Make = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def make(tiny_overrides: list[str]) -> Make:
-    """`make("student.lr=0.1", ...)`: the single environment of the tiny run, without Gymnasium's wrappers."""
-    return lambda *more, **kwargs: gym.make("TeacherSelect-v0", overrides=[*tiny_overrides, *more], **kwargs).unwrapped
-
-
-@pytest.fixture(scope="module")
-def make_vec(tiny_overrides: list[str]) -> Make:
-    """The vector face of the same run."""
-
-    def build(*more: str, num_envs: int = B, **kwargs: Any) -> Any:
-        return gym.make_vec("TeacherSelect-v0", num_envs=num_envs, overrides=[*tiny_overrides, *more], **kwargs)
-
-    return build
-
-
-def subsets(seed: int, steps: int = STEPS) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 2, (steps, B, K)).astype(np.int8)
-
-
-def weights(env: Any) -> torch.Tensor:
-    return torch.cat([w.flatten() for w in env.unwrapped.core.process.student.weights()])
-
-
-def assert_same(a: Any, b: Any) -> None:
-    """Equal to the bit, whatever the nesting."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        np.testing.assert_array_equal(a, b)
-
-
-def episode(env: Any, seed: int | None, actions: np.ndarray) -> list[Any]:
-    """Everything that a single environment says in an episode."""
-    seen: list[Any] = [env.reset(seed=seed)]
-    for action in actions.reshape(-1, K):
-        seen.append(env.step(action))
-    return seen
-
+from envs.teacher_select import TeacherSelectEnv, TeacherSelectVectorEnv
 
 # --- registration and checkers ----------------------------------------------------------------------------------------
 
@@ -180,7 +129,7 @@ def one_line(error: pytest.ExceptionInfo[UserError], *words: str) -> None:
         ({"overrides": ["observation.parts=[progress, progress]"]}, ["progress", "twice"]),
         ({"overrides": ["reward.credit=half"]}, ["reward.credit", "half"]),
         ({"config": {"task": {}}, "task": "bundled"}, ["config", "task"]),
-        ({"render_mode": "human"}, ["render_mode"]),
+        ({"render_mode": "svg"}, ["render_mode=svg is not known; choose from ansi, rgb_array"]),
     ],
     ids=str,
 )
@@ -191,6 +140,13 @@ def test_wrong_arguments_end_in_one_line(kwargs, words, vector):
     with pytest.raises(UserError) as error:
         build("TeacherSelect-v0", **kwargs)
     one_line(error, *words)
+
+
+@pytest.mark.parametrize("face", [TeacherSelectEnv, TeacherSelectVectorEnv])
+def test_render_mode_human_is_not_ours(face):
+    """`gym.make` never hands it on: Gymnasium draws `rgb_array` in a window of its own."""
+    with pytest.raises(UserError, match=r"^render_mode=human is not known; choose from ansi, rgb_array$"):
+        face(render_mode="human")
 
 
 def test_an_unknown_keyword_is_named():
@@ -484,8 +440,6 @@ def test_continue_is_repeated_by_autoresets(make_vec):
 
 
 # --- determinism ------------------------------------------------------------------------------------------------------
-
-STATES = ["reward.credit=influence", "student.dropout=0.1", ALL_PARTS]
 
 
 @pytest.mark.parametrize("more", [[], STATES])

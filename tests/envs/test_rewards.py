@@ -96,6 +96,18 @@ def test_gains_count_from_where_a_continued_student_stands(make):
     assert core.reward.measure() != pytest.approx(make().reward.measure(), abs=1e-6)
 
 
+def test_the_warm_starts_value_is_measured_once(make, monkeypatch):
+    core = make()
+    fresh, calls = core.reward.measure(), []
+    monkeypatch.setattr(core.reward, "measure", lambda: (calls.append(1), Reward.measure(core.reward))[1])
+    for seed, restart, count in ((0, True, 1), (1, True, 1), (2, False, 2), (3, True, 2)):
+        core.begin(seed, restart)
+        assert len(calls) == count
+        assert core.reward.value == Reward.measure(core.reward)
+        assert (core.reward.value == fresh) == restart
+        core.step(np.ones((B, K), np.float32))
+
+
 def test_shared_credit_gives_every_row_the_gain(make):
     rewards, infos = play(make("reward.every=1"))
     for reward, info in zip(rewards, infos, strict=True):
@@ -108,9 +120,11 @@ def test_influence_rows_average_to_the_measured_gain(make, every):
     rewards, infos = play(core)
     shared, _ = play(make(f"reward.every={every}"))
     np.testing.assert_allclose(rewards.mean(1), shared[:, 0], atol=1e-12, rtol=0)
-    for reward, info in zip(rewards, infos, strict=True):
+    assert not infos[0]["share"].any(), "AdamW has no scale before its first step"
+    assert not infos[0]["influence"].any()
+    for step, (reward, info) in enumerate(zip(rewards, infos, strict=True)):
         share = info["share"]
-        assert share.std() > 0
+        assert share.std() > 0 or step == 0
         np.testing.assert_allclose(reward - reward.mean(), B * (share - share.mean()), atol=1e-12, rtol=0)
 
 
