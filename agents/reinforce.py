@@ -222,23 +222,16 @@ def run(config: dict[str, Any]) -> None:
     env: Any = gym.make_vec(
         "envs:TeacherSelect-v0", num_envs=config["budget"]["batch_size"], config=config, autoreset_mode="disabled"
     )
-    core = env.unwrapped.core
-    process = core.process
-    teachers = process.prepared.teacher_scores()
     folder = runs.run_folder()
-    results = runs.base_results(config, process, teachers, runs.reproduce_line("agents/reinforce.py"))
-    results["warm_start"] = {role: process.evaluate(role) for role in ("dev", *process.task.tests)}
-
     with SummaryWriter(str(folder / "tensorboard")) as writer:
-        selector, joint_dev, joint_weights, train_s = train(env.unwrapped, settings, seed, writer)
-    process.student.restore(joint_weights)
-    results["joint"] = {"dev": joint_dev, **{t: process.evaluate(t) for t in process.task.tests}}
+        selector, joint_dev, joint_weights, seconds = train(env.unwrapped, settings, seed, writer)
+    save_file({k: v.contiguous() for k, v in selector.state_dict().items()}, folder / "policy.safetensors")
 
     def fixed(states: np.ndarray, batch: Current) -> np.ndarray:
         return selector.greedy(states)
 
-    save_file({k: v.contiguous() for k, v in selector.state_dict().items()}, folder / "policy.safetensors")
-    runs.conclude(core, config, results, fixed, train_s, settings.episodes, settings.oracle)
+    learnt = runs.Learnt(fixed, seconds, settings.episodes, (joint_dev, joint_weights))
+    runs.conclude(env.unwrapped.core, config, learnt, "agents/reinforce.py", settings.oracle)
 
 
 if __name__ == "__main__":

@@ -192,45 +192,56 @@ def write_run(folder: Path, config: dict[str, Any], results: dict[str, Any]) -> 
         ) from None
 
 
-def conclude(
-    core: Core,
-    config: dict[str, Any],
-    results: dict[str, Any],
-    rule: Rule,
-    train_s: float,
-    episodes: int,
-    with_oracle: bool,
-) -> Run:
+@dataclass
+class Learnt:
+    """What training an agent left behind."""
+
+    rule: Rule  # the policy, fixed
+    seconds: float
+    episodes: int
+    joint: tuple[dict[str, float], list[Tensor]] | None = None  # dev metrics and weights of the student it trained with
+
+
+def conclude(core: Core, config: dict[str, Any], learnt: Learnt, script: str, with_oracle: bool) -> dict[str, Any]:
     """What every learnt policy is judged by, and everything a run leaves behind but the policy itself.
 
     From the same warm start, on the same batches, for the same number of steps: the control, the student under the
-    fixed `rule` and, where the task knows it, the oracle. Then results.json, the student and the table.
+    fixed rule and, where the task knows it, the oracle. Only here is test data read. Then results.json, the student
+    and the table; returns the results.
     """
     process, seed, folder = core.process, config["seed"], run_folder()
-    rules = {"control": everyone, "student": rule}
+    rules = {"control": everyone, "student": learnt.rule}
     best_known = oracle(process) if with_oracle else None
     if best_known is not None:
         rules["oracle"] = best_known
     done = {name: follow(core, choose, seed, name) for name, choose in rules.items()}
+    results = base_results(config, process, process.prepared.teacher_scores(), reproduce_line(script))
+    process.student.restore(process.warm)
+    results["warm_start"] = {role: process.evaluate(role) for role in ("dev", *process.task.tests)}
+    if learnt.joint is not None:
+        dev, weights = learnt.joint
+        process.student.restore(weights)
+        results["joint"] = {"dev": dev, **{t: process.evaluate(t) for t in process.task.tests}}
     results |= {name: scores_of(outcome) for name, outcome in done.items()}
     student = done["student"]
     results["selection"] = {"rate": student.rate, "mean_size": student.mean_size, "empty": student.empty}
-    steps = episodes * process.budget
+    steps = learnt.episodes * process.budget
     results["cost"] = {
         "teacher_fit_s": process.prepared.teacher_fit_s,
         "signals_s": process.prepared.signals_s,
         "warm_start_s": process.warm_start_s,
-        "train_s": train_s,
+        "train_s": learnt.seconds,
         "student_steps": steps,
-        "examples_per_s": steps * core.batch_size / train_s,
+        "examples_per_s": steps * core.batch_size / learnt.seconds,
         "floor_examples_per_s": floor_examples_per_s(process, seed),
     }
+    results["reproduce"] = results.pop("reproduce")  # last, where a reader looks for it
     process.student.restore(student.weights)
     process.student.save(folder / "student")
     write_run(folder, config, results)
     print_table(results, process, ("joint", "oracle"))
     print(f"written to {folder}")
-    return student
+    return results
 
 
 def print_table(results: dict[str, Any], process: Distillation, extra: tuple[str, ...] = ()) -> None:

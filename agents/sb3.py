@@ -124,10 +124,6 @@ def run(config: dict[str, Any]) -> None:
         env = TeacherWeightsVector(env)
     process, folder = core.process, runs.run_folder()
     model = make(settings, config["policy"], VecMonitor(SharedVecEnv(env)), seed)
-    teachers = process.prepared.teacher_scores()
-    results = runs.base_results(config, process, teachers, runs.reproduce_line("agents/sb3.py"))
-    results["warm_start"] = {role: process.evaluate(role) for role in ("dev", *process.task.tests)}
-
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
     started = time.perf_counter()
     model.learn(settings.episodes * process.budget * core.batch_size, progress_bar=sys.stderr.isatty())
@@ -135,8 +131,8 @@ def run(config: dict[str, Any]) -> None:
     model.save(folder / "model.zip")
     state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}
     save_file(state, folder / "policy.safetensors")
-    rule = fixed_rule(model, decode)
-    runs.conclude(core, config, results, rule, train_s, settings.episodes, settings.oracle)
+    learnt = runs.Learnt(fixed_rule(model, decode), train_s, settings.episodes)
+    runs.conclude(core, config, learnt, "agents/sb3.py", settings.oracle)
 
 
 if __name__ == "__main__":

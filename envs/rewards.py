@@ -173,7 +173,8 @@ class Reward:
             return
         student, now = self.process.student, self.process.current
         assert now is not None
-        if self.direction is None or self.steps % s.direction_every == 0:
+        # AdamW knows no scale before its first step: that direction is zero, and must not serve the next steps.
+        if self.direction is None or self.steps % s.direction_every == 0 or self.steps == 1:
             rows = np.sort(self.rng.choice(self.rows, min(s.direction_size, len(self.rows)), replace=False))
             batch = self.process.tokens("reward").batch(rows)
             self.direction = student.precondition(student.gradient(batch, self._gold(rows)))

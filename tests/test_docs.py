@@ -46,7 +46,9 @@ def test_reward_table() -> None:
 
 def test_argument_table() -> None:
     named = [name for cells in rows("Arguments") for name in re.findall(r"`(\w+)`", cells[0])]
-    single, vector = (set(inspect.signature(c.__init__).parameters) - {"self"} for c in (TeacherSelectEnv, TeacherSelectVectorEnv))
+    single, vector = (
+        set(inspect.signature(c.__init__).parameters) - {"self"} for c in (TeacherSelectEnv, TeacherSelectVectorEnv)
+    )
     assert set(named) == single | vector
     only_vector = {re.findall(r"`(\w+)`", c[0])[0] for c in rows("Arguments") if c[2].startswith("vector form only")}
     assert only_vector == vector - single

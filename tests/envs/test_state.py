@@ -112,6 +112,16 @@ def test_a_state_is_not_moved_by_later_steps(kept, vector):
     assert_same(state, kept)
 
 
+def test_a_state_remembers_that_autoresets_continue(make_vec):
+    env, other = make_vec().unwrapped, make_vec().unwrapped
+    env.reset(seed=0, options={"student": "continue"})
+    go(env, subsets(0, STEPS - 1))
+    other.set_state(env.get_state())
+    seen = go(env, subsets(1, 2))
+    assert_same(go(other, subsets(1, 2)), seen)
+    assert not torch.equal(seen[0][1], torch.cat([w.flatten() for w in env.core.process.warm]))
+
+
 def test_a_state_of_an_ended_episode_needs_a_reset(make):
     env, other = make(), make()
     env.reset(seed=0)
@@ -176,7 +186,8 @@ def test_forks_go_their_own_ways(kept, vector, data, seed, more):
         mirrored += go(fork, [action])
     assert_same(mirrored, seen)
     assert_same(seen, wanted[-len(seen) :])
-    assert_same(fork.trajectory(), env.trajectory())
+    assert_same(env.trajectory(), alone.trajectory())
+    assert_same(fork.trajectory(), alone.trajectory())
     assert_same(fork.reset(), env.reset())  # their generators stand at the same place
 
 

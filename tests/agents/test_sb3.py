@@ -1,0 +1,89 @@
+"""agents/sb3.py: every algorithm trains from one command line, is judged as REINFORCE is, and decides as documented."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agents import sb3
+from configs import launch
+from distill.settings import UserError
+
+FIRST = {"dqn": 8, "qrdqn": 8, "sac": 8, "td3": 8}  # learning starts, within the tiny budget
+
+
+@pytest.mark.parametrize("name", sb3.NAMES)
+def test_trains_and_writes_results(name, tiny_overrides, tmp_path, monkeypatch, capsys) -> None:
+    if name in sb3.CONTRIB and importlib.util.find_spec("sb3_contrib") is None:
+        pytest.skip(f"{name} needs sb3-contrib")
+    small = [f"agent.params.learning_starts={FIRST[name]}"] if name in FIRST else []
+    small += ["agent.params.batch_size=16"] if name != "a2c" else []
+    arguments = [f"agent={name}", "agent.episodes=2", "threads=1", *small, *tiny_overrides]
+    monkeypatch.setattr(sys, "argv", ["sb3.py", *arguments, f"hydra.run.dir={tmp_path / 'run'}"])
+    launch(sb3.run, "agent=ppo")
+    assert f"{name} - control" in capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["agent"] == name
+    assert results["cost"]["student_steps"] == 12
+    assert {"control", "student", "oracle", "warm_start", "selection"} <= set(results)
+    weights = load_file(tmp_path / "run" / "policy.safetensors")
+    assert all(torch.isfinite(w).all() for w in weights.values())
+    assert (tmp_path / "run" / "model.zip").is_file()
+
+
+def test_the_default_is_ppo(tiny_overrides, tmp_path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["sb3.py", *tiny_overrides, f"hydra.run.dir={tmp_path / 'run'}"])
+    launch(lambda config: seen.append(config["agent"]["name"]), "agent=ppo")
+    assert seen == ["ppo"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policy", "expected"),
+    [
+        ("ppo", "linear", {"pi": [], "vf": [64, 64]}),
+        ("ppo", "mlp", {"pi": [64, 64], "vf": [64, 64]}),
+        ("dqn", "linear", []),
+        ("sac", "linear", {"pi": [], "qf": [64, 64]}),
+    ],
+)
+def test_linear_means_the_papers_policy(algorithm, policy, expected) -> None:
+    assert sb3.architecture(algorithm, policy)["net_arch"] == expected
+    with pytest.raises(UserError, match="policy=cubic is not known"):
+        sb3.architecture(algorithm, "cubic")
+
+
+def test_a_unit_at_one_half_is_on(tiny_config) -> None:
+    """The tie rule of agents/reinforce.py: knowing nothing means all teachers, not none."""
+    import gymnasium as gym
+    from stable_baselines3.common.vec_env import VecMonitor
+
+    from envs.sb3 import SharedVecEnv
+
+    env = gym.make_vec("envs:TeacherSelect-v0", num_envs=8, config=tiny_config())
+    settings = sb3.SB3Settings(params={"n_steps": 2, "batch_size": 8})
+    model = sb3.make(settings, "linear", VecMonitor(SharedVecEnv(env)), 0)
+    with torch.no_grad():
+        for parameter in model.policy.action_net.parameters():
+            parameter.zero_()
+    states, _ = env.reset(seed=0)
+    chosen = sb3.fixed_rule(model, np.asarray)(states, env.unwrapped.core.process.current)
+    assert chosen.shape == (8, 4)
+    assert (chosen == 1).all()
+
+
+def test_wrong_parameters_end_in_one_line(tiny_config) -> None:
+    import gymnasium as gym
+    from stable_baselines3.common.vec_env import VecMonitor
+
+    from envs.sb3 import SharedVecEnv
+
+    env = VecMonitor(SharedVecEnv(gym.make_vec("envs:TeacherSelect-v0", num_envs=8, config=tiny_config())))
+    with pytest.raises(UserError, match="do not fit ppo"):
+        sb3.make(sb3.SB3Settings(params={"no_such_option": 1}), "linear", env, 0)
