@@ -65,16 +65,16 @@ class Prepared:
 
     def teacher_scores(self) -> list[dict[str, Any]]:
         """Metrics of every teacher, and last of their averaged probabilities (`ensemble`), on dev and the tests."""
-        started = time.perf_counter()
         rows: list[dict[str, Any]] = [{"name": t.name, "fingerprint": t.fingerprint} for t in self.teachers]
         rows.append({"name": "ensemble"})
         for role in ("dev", *self.task.tests):
             split = self.task.splits[role]
+            started = time.perf_counter()
             logits = self.signals(role).logits(np.arange(len(split)))
+            self.signals_s += time.perf_counter() - started
             mean = np.log(soft_labels(torch.from_numpy(logits), 1.0).mean(1).numpy() + 1e-12)
             for row, values in zip(rows, [*logits.swapaxes(0, 1), mean], strict=True):
                 row[role] = self.task.scores(values, split.labels)
-        self.signals_s += time.perf_counter() - started
         return rows
 
 
