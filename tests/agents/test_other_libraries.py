@@ -53,7 +53,9 @@ def test_a_reinforce_update_is_the_degenerate_ppo_update(tiny_config) -> None:
     before = selector.units.weight.detach().clone()
     model.learn(8 * steps)
     buffer = model.rollout_buffer  # flattened to [rows, ...] by learn()
-    states, actions, rewards = (torch.as_tensor(a).float() for a in (buffer.observations, buffer.actions, buffer.returns[:, 0]))
+    states, actions, rewards = (
+        torch.as_tensor(a).float() for a in (buffer.observations, buffer.actions, buffer.returns[:, 0])
+    )
     assert rewards.abs().max() > 0
     (-surrogate(selector(states), actions, rewards)).backward()
     with torch.no_grad():
