@@ -216,7 +216,13 @@ def train(
 
 def run(config: dict[str, Any]) -> None:
     """One run: joint training, control, fixed policy, results."""
+    name, reward = config["agent"]["name"], config["reward"]["name"]
+    check(name == "reinforce", f"agent={name} runs with python agents/sb3.py; this script takes agent=reinforce")
     settings = parse(ReinforceSettings, config["agent"], "agent")
+    check(
+        settings.credit == "shared" or reward == "validation_gain",
+        f"agent.credit={settings.credit} needs reward=validation_gain; with reward={reward} give agent.credit=shared",
+    )
     config["reward"]["credit"] = "shared" if settings.credit == "shared" else "influence"
     seed = config["seed"]
     env: Any = gym.make_vec(

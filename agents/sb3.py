@@ -111,6 +111,8 @@ def fixed_rule(model: BaseAlgorithm, decode: Callable[[np.ndarray], np.ndarray])
 
 def run(config: dict[str, Any]) -> None:
     """One run: training, control, fixed policy, results."""
+    name = config["agent"]["name"]
+    check(name != "reinforce", "agent=reinforce runs with python agents/reinforce.py; choose from " + ", ".join(NAMES))
     settings = parse(SB3Settings, config["agent"], "agent")
     config["reward"]["credit"] = settings.credit if config["reward"]["name"] == "validation_gain" else "shared"
     seed = config["seed"]

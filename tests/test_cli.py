@@ -348,6 +348,8 @@ SETTINGS = {
     "seed": (["seed=-1"], ["seed=-1"]),
     "credit": (["agent.credit=inflence"], ["agent.credit=inflence", "did you mean influence"]),
     "reward": (["reward.every=0"], ["reward.every=0"]),
+    "credit of a reward": (["reward=paper1"], ["agent.credit=counterfactual", "reward=paper1", "agent.credit=shared"]),
+    "agent of another script": (["agent=ppo"], ["agent=ppo", "agents/sb3.py"]),
     "observation": (["observation.parts=[encodr]"], ["encodr", "did you mean encoder"]),
     "device": (["device=cuda:9"], ["device=cuda:9"]),
     "kind of device": (["device=tpu"], ["device=tpu", "cuda"]),
