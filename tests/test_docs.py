@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -52,3 +53,11 @@ def test_argument_table() -> None:
     assert set(named) == single | vector
     only_vector = {re.findall(r"`(\w+)`", c[0])[0] for c in rows("Arguments") if c[2].startswith("vector form only")}
     assert only_vector == vector - single
+
+
+def test_noise_table() -> None:
+    measured = json.loads((Path(__file__).parents[1] / "benchmarks/results/noise.json").read_text())
+    for cells, name in zip(rows("Noise"), ("return", "dev_accuracy"), strict=True):
+        row = measured[name]
+        shown = [row["mean"], row["std"], row["detectable"]["5"], row["detectable"]["10"]]
+        assert cells[1:] == [f"{value:.4f}" for value in shown]
