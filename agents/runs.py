@@ -37,9 +37,7 @@ class Run:
     dev: dict[str, float]
     tests: dict[str, dict[str, float]]
     best_step: int
-    rate: list[float]  # [K], how often each teacher was chosen
-    mean_size: float  # teachers chosen an instance
-    empty: float  # share of instances without a teacher
+    selection: dict[str, Any]  # as of `Selected.summary`
     weights: list[Tensor]
 
 
@@ -57,7 +55,7 @@ class Selected:
         self.on += on.sum(0)
 
     def summary(self) -> dict[str, Any]:
-        """`rate` [K], `mean_size` and `empty`, as results.json names them."""
+        """As in results.json: `rate` [K] of each teacher, `mean_size` of a subset, `empty`: share without a teacher."""
         n = max(1, self.count)
         return {"rate": [float(x) for x in self.on / n], "mean_size": float(self.on.sum() / n), "empty": self.empty / n}
 
@@ -70,16 +68,15 @@ class Best:
         self.value, self.step, self.dev, self.weights = -math.inf, 0, {}, []  # type: ignore[var-annotated]
         self.every = max(1, process.budget // process.settings.budget.evals)
 
-    def look(self) -> bool:
-        """Evaluate on dev if this step is due; whether it is the best now."""
+    def look(self) -> None:
+        """Evaluate on dev if this step is due; keep the student if it is the best."""
         steps = self.process.student.steps
         if steps % self.every and not self.process.done:
-            return False
+            return
         dev = self.process.evaluate("dev")
-        if dev[self.metric] < self.value:
-            return False
-        self.value, self.step, self.dev, self.weights = dev[self.metric], steps, dev, self.process.student.weights()
-        return True
+        if dev[self.metric] >= self.value:
+            self.value, self.step, self.dev = dev[self.metric], steps, dev
+            self.weights = self.process.student.weights()
 
 
 def everyone(states: np.ndarray, batch: Current) -> np.ndarray:
@@ -116,7 +113,7 @@ def follow(core: Core, choose: Rule, seed: int, name: str) -> Run:
             bar.update()
     process.student.restore(best.weights)
     tests = {t: process.evaluate(t) for t in process.task.tests}
-    return Run(best.dev, tests, best.step, weights=best.weights, **selected.summary())
+    return Run(best.dev, tests, best.step, selected.summary(), best.weights)
 
 
 def floor_examples_per_s(process: Distillation, seed: int, steps: int = 100) -> float:
@@ -145,9 +142,7 @@ def reproduce_line(script: str) -> str:
     return " ".join(["python", script, *(f"'{o}'" if any(c in o for c in " []{}") else o for o in overrides)])
 
 
-def base_results(
-    config: dict[str, Any], process: Distillation, teachers: list[dict[str, Any]], reproduce: str
-) -> dict[str, Any]:
+def base_results(config: dict[str, Any], process: Distillation, teachers: list[dict[str, Any]]) -> dict[str, Any]:
     """The part of results.json that does not depend on the agent."""
     task, tests = process.task, process.task.tests
     packages = ("torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
@@ -170,7 +165,6 @@ def base_results(
         },
         "teachers": teachers[:-1],
         "ensemble": {role: teachers[-1][role] for role in ("dev", *tests)},
-        "reproduce": reproduce,
     }
 
 
@@ -215,7 +209,7 @@ def conclude(core: Core, config: dict[str, Any], learnt: Learnt, script: str, wi
     if best_known is not None:
         rules["oracle"] = best_known
     done = {name: follow(core, choose, seed, name) for name, choose in rules.items()}
-    results = base_results(config, process, process.prepared.teacher_scores(), reproduce_line(script))
+    results = base_results(config, process, process.prepared.teacher_scores())
     process.student.restore(process.warm)
     results["warm_start"] = {role: process.evaluate(role) for role in ("dev", *process.task.tests)}
     if learnt.joint is not None:
@@ -224,7 +218,7 @@ def conclude(core: Core, config: dict[str, Any], learnt: Learnt, script: str, wi
         results["joint"] = {"dev": dev, **{t: process.evaluate(t) for t in process.task.tests}}
     results |= {name: scores_of(outcome) for name, outcome in done.items()}
     student = done["student"]
-    results["selection"] = {"rate": student.rate, "mean_size": student.mean_size, "empty": student.empty}
+    results["selection"] = student.selection
     steps = learnt.episodes * process.budget
     results["cost"] = {
         "teacher_fit_s": process.prepared.teacher_fit_s,
@@ -235,7 +229,7 @@ def conclude(core: Core, config: dict[str, Any], learnt: Learnt, script: str, wi
         "examples_per_s": steps * core.batch_size / learnt.seconds,
         "floor_examples_per_s": floor_examples_per_s(process, seed),
     }
-    results["reproduce"] = results.pop("reproduce")  # last, where a reader looks for it
+    results["reproduce"] = reproduce_line(script)
     process.student.restore(student.weights)
     process.student.save(folder / "student")
     write_run(folder, config, results)

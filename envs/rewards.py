@@ -136,9 +136,12 @@ class Reward:
         self.steps, self.direction = 0, None
         if self.settings.name != "validation_gain":
             return
-        if restart and self._warm_value is None:
+        if not restart:
+            self.value = self.measure()
+            return
+        if self._warm_value is None:
             self._warm_value = self.measure()
-        self.value = self._warm_value if restart and self._warm_value is not None else self.measure()
+        self.value = self._warm_value
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What coming rewards depend on beside the student: arrays and JSON-able facts."""
