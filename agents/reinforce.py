@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -34,9 +35,9 @@ from tqdm.auto import tqdm
 import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents import runs
-from distill.process import Current
+from agents.rules import Policy
 from distill.settings import check, one_of, parse
-from envs.teacher_select import TeacherSelectVectorEnv
+from envs.teacher_select import Core, TeacherSelectVectorEnv
 
 CREDITS = ("shared", "influence", "counterfactual")
 
@@ -53,6 +54,7 @@ class ReinforceSettings:
     warmup: int = 8  # selector steps with all teachers on
     baseline: float = 0.9  # decay of the running mean and spread of the shared reward
     entropy: float = 0.01  # weight of the entropy bonus
+    pull: float = 0.0  # towards all teachers: weight of the mean of log p_k; advantages have spread 1
     bias: float = 1.0  # first logit of every unit
     joint: str = "restart"  # every episode from the warm start, or `continue` from where the last one ended
     oracle: bool = True  # run the best known selection too, where the task knows it
@@ -66,6 +68,7 @@ class ReinforceSettings:
         check(self.warmup >= 0, f"agent.warmup={self.warmup} must not be negative")
         check(0 <= self.baseline < 1, f"agent.baseline={self.baseline} must lie in [0, 1)")
         check(self.entropy >= 0, f"agent.entropy={self.entropy} must not be negative")
+        check(self.pull >= 0, f"agent.pull={self.pull} must not be negative")
 
 
 # --- the policy -------------------------------------------------------------------------------------------------------
@@ -154,8 +157,8 @@ def _scaled(values: np.ndarray) -> Tensor:
 
 def train(
     env: TeacherSelectVectorEnv, settings: ReinforceSettings, seed: int, writer: SummaryWriter
-) -> tuple[Selector, dict[str, Any], list[Tensor], float]:
-    """Joint episodes. Returns the best selector on dev, its dev metrics, the joint student's weights, and the seconds spent."""
+) -> tuple[Selector, runs.Learnt]:
+    """Joint episodes. Returns the best selector on dev, and what it leaves behind as a fixed policy."""
     process = env.core.process
     torch_rng = torch.Generator().manual_seed(seed)
     selector = Selector(env.single_observation_space.shape[0], process.num_teachers, settings.bias)  # type: ignore[index]
@@ -165,15 +168,22 @@ def train(
     everyone = np.ones((env.num_envs, process.num_teachers), np.float32)
     kept: tuple[float, dict[str, Tensor], dict[str, Any], list[Tensor]] | None = None
     steps, spent = 0, 0.0
+    curve: list[dict[str, Any]] = []
     for episode in tqdm(range(settings.episodes), desc="joint episodes", disable=None, leave=False):
         states, _ = env.reset(
             seed=seed if episode == 0 else None, options={"student": settings.joint if episode else "restart"}
         )
-        best, selected, total, done = runs.Best(process), runs.Selected(process.num_teachers), 0.0, False
+        best, selected, total, done = (
+            runs.Best(process),
+            runs.Selected(process.num_teachers, len(process.labels), process.budget),
+            0.0,
+            False,
+        )
         while not done:
             started = time.perf_counter()
             warming = steps < settings.warmup
             actions = everyone if warming else selector.sample(states, torch_rng)
+            rows = env.core.instances()
             next_states, rewards, terminated, _, info = env.step(actions)
             advantages = torch.ones(1) if warming else credit(rewards, info)
             pending.append((states, actions))
@@ -186,12 +196,13 @@ def train(
                 if settings.schedule == "linear":
                     optimizer.param_groups[0]["lr"] = settings.lr * (1 - steps / (settings.episodes * process.budget))
                 optimizer.zero_grad()
-                (-surrogate(logits, chosen, advantages) - settings.entropy * entropy).backward()
+                regular = settings.entropy * entropy + settings.pull * F.logsigmoid(logits).mean()
+                (-surrogate(logits, chosen, advantages) - regular).backward()
                 optimizer.step()
                 writer.add_scalar("policy/entropy", entropy.item(), steps)
             elif "gain" in info or not credit.waits:
                 pending.clear()  # answered, by a first reward that has nothing to be compared with
-            selected.add(actions)
+            selected.add(rows, actions)
             states, done = next_states, bool(terminated.all())
             steps += 1
             spent += time.perf_counter() - started
@@ -204,18 +215,19 @@ def train(
             writer.add_scalar(f"chosen/{name}", rate, episode)
         writer.add_scalar(f"dev/{process.task.metric}", best.value, episode)
         writer.add_scalar("episode/gain", total, episode)
+        curve.append({"episode": episode, "gain": total, "dev": best.value, "rate": stats["rate"]})
         if kept is None or best.value >= kept[0]:
             kept = (best.value, {k: v.clone() for k, v in selector.state_dict().items()}, best.dev, best.weights)
     assert kept is not None
     selector.load_state_dict(kept[1])
-    return selector, kept[2], kept[3], spent
+    return selector, runs.Learnt(Policy(selector.greedy), spent, settings.episodes, (kept[2], kept[3]), curve)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def run(config: dict[str, Any]) -> None:
-    """One run: joint training, control, fixed policy, results."""
+def learn(config: dict[str, Any], folder: Path) -> tuple[Core, runs.Learnt]:
+    """Joint training alone: the environment's core and what was learnt; events and the policy are written to `folder`."""
     name, reward = config["agent"]["name"], config["reward"]["name"]
     check(name == "reinforce", f"agent={name} runs with python agents/sb3.py; this script takes agent=reinforce")
     settings = parse(ReinforceSettings, config["agent"], "agent")
@@ -224,20 +236,20 @@ def run(config: dict[str, Any]) -> None:
         f"agent.credit={settings.credit} needs reward=validation_gain; with reward={reward} give agent.credit=shared",
     )
     config["reward"]["credit"] = "shared" if settings.credit == "shared" else "influence"
-    seed = config["seed"]
     env: Any = gym.make_vec(
         "envs:TeacherSelect-v0", num_envs=config["budget"]["batch_size"], config=config, autoreset_mode="disabled"
     )
-    folder = runs.run_folder()
     with SummaryWriter(str(folder / "tensorboard")) as writer:
-        selector, joint_dev, joint_weights, seconds = train(env.unwrapped, settings, seed, writer)
+        selector, learnt = train(env.unwrapped, settings, config["seed"], writer)
     save_file({k: v.contiguous() for k, v in selector.state_dict().items()}, folder / "policy.safetensors")
 
-    def fixed(states: np.ndarray, batch: Current) -> np.ndarray:
-        return selector.greedy(states)
+    return env.unwrapped.core, learnt
 
-    learnt = runs.Learnt(fixed, seconds, settings.episodes, (joint_dev, joint_weights))
-    runs.conclude(env.unwrapped.core, config, learnt, "agents/reinforce.py", settings.oracle)
+
+def run(config: dict[str, Any]) -> None:
+    """One run: joint training, control, fixed policy, results."""
+    core, learnt = learn(config, runs.run_folder())
+    runs.conclude(core, config, learnt, "agents/reinforce.py", config["agent"]["oracle"])
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,12 @@ from rich.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from agents.rules import Rule, known_best, make_rule
 from distill.cache import write_json
 from distill.losses import label_loss
-from distill.process import Current, Distillation
+from distill.process import Distillation
 from distill.settings import UserError, digest
 from envs.teacher_select import Core
-
-Rule = Callable[[np.ndarray, Current], np.ndarray]  # states [B,S] and the batch -> actions [B,K]
 
 
 @dataclass
@@ -37,27 +35,54 @@ class Run:
     dev: dict[str, float]
     tests: dict[str, dict[str, float]]
     best_step: int
-    selection: dict[str, Any]  # as of `Selected.summary`
+    selected: Selected
     weights: list[Tensor]
+    seconds: float = 0.0
+    curve: list[dict[str, Any]] = field(default_factory=list)  # step and dev metrics at every look
 
 
 class Selected:
-    """Running statistics of the subsets chosen."""
+    """What was chosen: in all, over time, and last for every training instance.
 
-    def __init__(self, teachers: int) -> None:
+    Attributes:
+        last: `[N,K]`, the latest actions of every training instance; -1 where it was never met.
+    """
+
+    BINS = 24  # of the curve over time
+
+    def __init__(self, teachers: int, instances: int, steps: int) -> None:
         self.count, self.empty, self.on = 0, 0, np.zeros(teachers)
+        self.steps, self.done = max(1, steps), 0
+        self.bins, self.filled = np.zeros((self.BINS, teachers)), np.zeros(self.BINS)
+        self.last = np.full((instances, teachers), -1, np.float32)
 
-    def add(self, actions: np.ndarray) -> None:
-        """Count actions `[B,K]`."""
-        on = actions > 0
-        self.count += len(on)
-        self.empty += int((~on.any(1)).sum())
-        self.on += on.sum(0)
+    def add(self, rows: np.ndarray, actions: np.ndarray) -> None:
+        """Count the actions `[B,K]` of the training instances `rows` `[B]`, one student step."""
+        self.count += len(actions)
+        self.empty += int((actions <= 0).all(1).sum())
+        self.on += actions.sum(0)
+        place = min(self.BINS - 1, self.done * self.BINS // self.steps)
+        self.bins[place] += actions.sum(0)
+        self.filled[place] += len(actions)
+        self.done += 1
+        self.last[rows] = actions
 
     def summary(self) -> dict[str, Any]:
-        """As in results.json: `rate` [K] of each teacher, `mean_size` of a subset, `empty`: share without a teacher."""
+        """As in results.json: `rate` [K] of each teacher, `mean_size` of a subset, `empty`: share without a teacher.
+
+        Weights count as what they are, so a rate is a mean weight there.
+        """
         n = max(1, self.count)
         return {"rate": [float(x) for x in self.on / n], "mean_size": float(self.on.sum() / n), "empty": self.empty / n}
+
+    def curve(self) -> list[dict[str, Any]]:
+        """The rates `[K]` over time, one entry for every part of the run that was met."""
+        edges = [self.steps * (i + 1) // self.BINS for i in range(self.BINS)]
+        return [
+            {"step": int(edge), "rate": [float(x) for x in on / n]}
+            for edge, on, n in zip(edges, self.bins, self.filled, strict=True)
+            if n
+        ]
 
 
 class Best:
@@ -66,6 +91,7 @@ class Best:
     def __init__(self, process: Distillation) -> None:
         self.process, self.metric = process, process.task.metric
         self.value, self.step, self.dev, self.weights = -math.inf, 0, {}, []  # type: ignore[var-annotated]
+        self.curve: list[dict[str, Any]] = []
         self.every = max(1, process.budget // process.settings.budget.evals)
 
     def look(self) -> None:
@@ -74,46 +100,31 @@ class Best:
         if steps % self.every and not self.process.done:
             return
         dev = self.process.evaluate("dev")
+        self.curve.append({"step": steps, **dev})
         if dev[self.metric] >= self.value:
             self.value, self.step, self.dev = dev[self.metric], steps, dev
             self.weights = self.process.student.weights()
-
-
-def everyone(states: np.ndarray, batch: Current) -> np.ndarray:
-    """All teachers: the control."""
-    return np.ones(batch.logits.shape[:2], np.float32)
-
-
-def oracle(process: Distillation) -> Rule | None:
-    """The specialist of every instance, where the task knows it and every specialist is in the pool; else None."""
-    task, specs = process.task, process.settings.teachers.pool
-    pools = [s.pool for s in specs]
-    if task.specialist is None or not set(task.pools) <= set(pools):
-        return None
-    teacher = np.array([pools.index(name) for name in task.pools])[task.specialist]
-
-    def choose(states: np.ndarray, batch: Current) -> np.ndarray:
-        return np.eye(len(specs), dtype=np.float32)[teacher[batch.rows]]
-
-    return choose
 
 
 def follow(core: Core, choose: Rule, seed: int, name: str) -> Run:
     """Train a student from the warm start for the whole budget under `choose`; keep its best point on dev, test that once."""
     process = core.process
     process.begin(seed)
-    best, selected = Best(process), Selected(process.num_teachers)
+    best = Best(process)
+    selected = Selected(process.num_teachers, len(process.labels), process.budget)
+    nothing, started = np.empty(0, np.float32), time.perf_counter()
     with tqdm(total=process.budget, desc=name, unit="step", disable=None, leave=False) as bar:
         while not process.done:
             assert process.current is not None
-            actions = choose(core.observe(), process.current)
-            selected.add(actions)
+            actions = choose(core.observe() if choose.needs_states else nothing, process.current)
+            selected.add(process.current.rows, actions)
             process.step(actions)
             best.look()
             bar.update()
+    seconds = time.perf_counter() - started
     process.student.restore(best.weights)
     tests = {t: process.evaluate(t) for t in process.task.tests}
-    return Run(best.dev, tests, best.step, selected.summary(), best.weights)
+    return Run(best.dev, tests, best.step, selected, best.weights, seconds, best.curve)
 
 
 def floor_examples_per_s(process: Distillation, seed: int, steps: int = 100) -> float:
@@ -194,6 +205,7 @@ class Learnt:
     seconds: float
     episodes: int
     joint: tuple[dict[str, float], list[Tensor]] | None = None  # dev metrics and weights of the student it trained with
+    curve: list[dict[str, Any]] = field(default_factory=list)  # of training, one entry an episode
 
 
 def conclude(core: Core, config: dict[str, Any], learnt: Learnt, script: str, with_oracle: bool) -> dict[str, Any]:
@@ -204,8 +216,8 @@ def conclude(core: Core, config: dict[str, Any], learnt: Learnt, script: str, wi
     and the table; returns the results.
     """
     process, seed, folder = core.process, config["seed"], run_folder()
-    rules = {"control": everyone, "student": learnt.rule}
-    best_known = oracle(process) if with_oracle else None
+    rules = {"control": make_rule("control", core, seed), "student": learnt.rule}
+    best_known = known_best(process) if with_oracle else None
     if best_known is not None:
         rules["oracle"] = best_known
     done = {name: follow(core, choose, seed, name) for name, choose in rules.items()}
@@ -218,7 +230,7 @@ def conclude(core: Core, config: dict[str, Any], learnt: Learnt, script: str, wi
         results["joint"] = {"dev": dev, **{t: process.evaluate(t) for t in process.task.tests}}
     results |= {name: scores_of(outcome) for name, outcome in done.items()}
     student = done["student"]
-    results["selection"] = student.selection
+    results["selection"] = student.selected.summary()
     steps = learnt.episodes * process.budget
     results["cost"] = {
         "teacher_fit_s": process.prepared.teacher_fit_s,

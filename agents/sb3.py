@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -31,9 +32,10 @@ from stable_baselines3.common.vec_env import VecMonitor
 import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents import runs
-from distill.process import Current
+from agents.rules import Policy
 from distill.settings import UserError, check, one_of, parse
 from envs.sb3 import SharedVecEnv
+from envs.teacher_select import Core
 from envs.wrappers import DiscreteSubsetsVector, TeacherWeightsVector
 
 DISCRETE, CONTINUOUS, CONTRIB = ("dqn", "qrdqn"), ("sac", "td3"), ("trpo", "qrdqn")
@@ -96,45 +98,49 @@ def make(settings: SB3Settings, policy: str, env: VecMonitor, seed: int) -> Base
         ) from None
 
 
-def fixed_rule(model: BaseAlgorithm, decode: Callable[[np.ndarray], np.ndarray]) -> runs.Rule:
+def fixed_rule(model: BaseAlgorithm, decode: Callable[[np.ndarray], np.ndarray]) -> Policy:
     """The learnt policy without exploration. A Bernoulli unit at exactly one half is on, as in `agents/reinforce.py`."""
 
-    def choose(states: np.ndarray, batch: Current) -> np.ndarray:
+    def choose(states: np.ndarray) -> np.ndarray:
         if isinstance(model.policy, ActorCriticPolicy):
             with torch.no_grad():
                 distribution: Any = model.policy.get_distribution(model.policy.obs_to_tensor(states)[0])
                 return (distribution.distribution.probs >= 0.5).float().numpy()
         return np.asarray(decode(model.predict(states, deterministic=True)[0]), np.float32)
 
-    return choose
+    return Policy(choose)
 
 
-def run(config: dict[str, Any]) -> None:
-    """One run: training, control, fixed policy, results."""
+def learn(config: dict[str, Any], folder: Path) -> tuple[Core, runs.Learnt]:
+    """Training alone: the environment's core and what was learnt; events, model and policy are written to `folder`."""
     name = config["agent"]["name"]
     check(name != "reinforce", "agent=reinforce runs with python agents/reinforce.py; choose from " + ", ".join(NAMES))
     settings = parse(SB3Settings, config["agent"], "agent")
     config["reward"]["credit"] = settings.credit if config["reward"]["name"] == "validation_gain" else "shared"
-    seed = config["seed"]
     algorithm(settings.name)  # a missing package is told before anything is trained
     env: Any = gym.make_vec("envs:TeacherSelect-v0", num_envs=config["budget"]["batch_size"], config=config)
-    core, decode = env.unwrapped.core, np.asarray
+    core: Core = env.unwrapped.core
+    decode: Callable[[np.ndarray], np.ndarray] = np.asarray
     if settings.name in DISCRETE:
         env = DiscreteSubsetsVector(env)
         decode = env.actions
     elif settings.name in CONTINUOUS:
         env = TeacherWeightsVector(env)
-    process, folder = core.process, runs.run_folder()
-    model = make(settings, config["policy"], VecMonitor(SharedVecEnv(env)), seed)
+    model = make(settings, config["policy"], VecMonitor(SharedVecEnv(env)), config["seed"])
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
     started = time.perf_counter()
-    model.learn(settings.episodes * process.budget * core.batch_size, progress_bar=sys.stderr.isatty())
-    train_s = time.perf_counter() - started
+    model.learn(settings.episodes * core.process.budget * core.batch_size, progress_bar=sys.stderr.isatty())
+    seconds = time.perf_counter() - started
     model.save(folder / "model.zip")
     state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}
     save_file(state, folder / "policy.safetensors")
-    learnt = runs.Learnt(fixed_rule(model, decode), train_s, settings.episodes)
-    runs.conclude(core, config, learnt, "agents/sb3.py", settings.oracle)
+    return core, runs.Learnt(fixed_rule(model, decode), seconds, settings.episodes)
+
+
+def run(config: dict[str, Any]) -> None:
+    """One run: training, control, fixed policy, results."""
+    core, learnt = learn(config, runs.run_folder())
+    runs.conclude(core, config, learnt, "agents/sb3.py", config["agent"]["oracle"])
 
 
 if __name__ == "__main__":

@@ -56,10 +56,3 @@ def distillation_loss(logits: Tensor, labels: Tensor, actions: Tensor, soft: Ten
 def label_loss(labels: Tensor) -> Callable[[Tensor], Tensor]:
     """The loss of learning from labels alone: a function from logits `[B,C]` to losses `[B]`, nats."""
     return lambda logits: F.cross_entropy(logits, labels, reduction="none")
-
-
-def teacher_losses(teacher_logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of every teacher on the gold label: `[B,K]` nats, from logits `[B,K,C]` and labels `[B]`."""
-    return -F.log_softmax(teacher_logits, -1).gather(-1, labels[:, None, None].expand(-1, teacher_logits.shape[1], 1))[
-        ..., 0
-    ]

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import cache
-from .losses import distillation_loss, soft_labels, teacher_losses
+from .losses import distillation_loss, soft_labels
 from .models import build_student, pick_amp, pick_device, resolve
 from .settings import ProcessSettings, digest
 from .signals import LiveSignals, Source, StoredSignals, TeacherSignals, make_encoder
@@ -116,14 +116,20 @@ class Current:
     soft: Tensor  # [B,K,C] at the loss's temperature
 
     @cached_property
+    def log_probs(self) -> np.ndarray:
+        """Teacher log-probabilities at temperature 1, `[B,K,C]`."""
+        return torch.from_numpy(self.logits).log_softmax(-1).numpy()
+
+    @cached_property
     def probs(self) -> np.ndarray:
         """Teacher probabilities at temperature 1, `[B,K,C]`."""
-        return soft_labels(torch.from_numpy(self.logits), 1.0).numpy()
+        return np.exp(self.log_probs)
 
     @cached_property
     def teacher_losses(self) -> np.ndarray:
         """Teacher cross-entropies on the gold label, `[B,K]` nats."""
-        return teacher_losses(torch.from_numpy(self.logits), torch.from_numpy(self.labels)).numpy()
+        losses: np.ndarray = -self.log_probs[np.arange(len(self.labels)), :, self.labels]
+        return losses
 
 
 class Distillation:

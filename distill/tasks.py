@@ -141,7 +141,12 @@ class Task:
         return digest(self.label_names, {r: s.labelled_fingerprint for r, s in self.splits.items()})
 
     def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Metrics of `logits` [N,C]: accuracy, loss (mean cross-entropy, nats), and F1 and Matthews for two classes."""
+        """Metrics of `logits` [N,C] on `labels` [N].
+
+        accuracy; loss: mean cross-entropy, nats; brier: mean squared distance of the probabilities to the label, in
+        [0, 2]; ece: expected calibration error over 15 bins of equal width, in [0, 1] (Guo et al., arXiv 1706.04599);
+        f1 and matthews for two classes.
+        """
         logits = np.asarray(logits, np.float64)
         top = logits.max(1, keepdims=True)
         log_z = np.log(np.exp(logits - top).sum(1)) + top[:, 0]
@@ -150,12 +155,23 @@ class Task:
             "accuracy": float((guess == labels).mean()),
             "loss": float((log_z - logits[np.arange(len(labels)), labels]).mean()),
         }
+        probs = np.exp(logits - log_z[:, None])
+        out["brier"] = float(((probs - np.eye(probs.shape[1])[labels]) ** 2).sum(1).mean())
+        out["ece"] = calibration_error(probs, labels)
         if self.num_classes == 2:
             from sklearn.metrics import f1_score, matthews_corrcoef
 
             out["f1"] = float(f1_score(labels, guess, zero_division=0.0))
             out["matthews"] = float(matthews_corrcoef(labels, guess))
         return out
+
+
+def calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Mean distance between confidence and accuracy over bins of confidence of equal width, weighted by their instances."""
+    sure, right = probs.max(1), probs.argmax(1) == labels
+    place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)  # a bin holds its upper edge
+    gap = np.bincount(place, right - sure, minlength=bins)
+    return float(np.abs(gap).sum() / len(labels))
 
 
 def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -63,25 +63,35 @@ class Observation:
 
     def __call__(self) -> np.ndarray:
         """States of the coming batch, float32 `[B, size]`; a fresh array at every call."""
+        now, student = self.process.current, self.process.student
+        assert now is not None
+        out = np.empty((len(now.rows), self.space.shape[0]), np.float32)
+        for name, place in self.layout.items():
+            if name == "encoder":
+                np.minimum(np.maximum(now.vectors, -1), 1, out=out[:, place])  # half the price of np.clip
+            elif name == "teacher_probs":
+                out[:, place] = now.probs.reshape(len(now.rows), -1)
+            elif name == "teacher_loss":
+                np.minimum(now.teacher_losses / LOSS_CAP, 1, out=out[:, place])
+            elif name == "progress":
+                out[:, place] = min(1.0, student.steps / student.budget)
+        if self.looks_at_student:
+            self._student_parts(out)
+        return out
+
+    def _student_parts(self, out: np.ndarray) -> None:
+        """Write the parts that need a forward of the student."""
         now = self.process.current
         assert now is not None
-        parts: dict[str, np.ndarray] = {
-            "encoder": np.clip(now.vectors, -1, 1),
-            "teacher_probs": now.probs.reshape(len(now.rows), -1),
-            "teacher_loss": np.minimum(now.teacher_losses, LOSS_CAP) / LOSS_CAP,
-            "progress": np.full((len(now.rows), 1), min(1.0, self.process.student.steps / self.process.student.budget)),
-        }
-        if self.looks_at_student:
-            with torch.inference_mode():
-                log_probs = F.log_softmax(self.process.student.forward(now.inputs), -1)
-                loss = -log_probs.gather(1, now.gold[:, None])
-                teachers = torch.from_numpy(now.logits).to(log_probs.device).log_softmax(-1)
-                # KL(teacher k || student): what the student would have to learn from each of them
-                divergence = (teachers.exp() * (teachers - log_probs[:, None])).sum(-1)
-                flat = torch.cat((log_probs.exp(), loss, divergence), 1).cpu().numpy()
-            c = log_probs.shape[1]
-            parts["student_probs"] = flat[:, :c]
-            parts["student_loss"] = np.clip(flat[:, c : c + 1], 0, LOSS_CAP) / LOSS_CAP
-            parts["divergence"] = np.clip(flat[:, c + 1 :], 0, LOSS_CAP) / LOSS_CAP
-        out = np.concatenate([parts[name] for name in self.layout], 1, dtype=np.float32)
-        return np.clip(out, self.space.low, self.space.high)
+        with torch.inference_mode():
+            log_probs = F.log_softmax(self.process.student.forward(now.inputs), -1)
+            loss = -log_probs.gather(1, now.gold[:, None])
+            teachers = torch.from_numpy(now.logits).to(log_probs.device).log_softmax(-1)
+            # KL(teacher k || student): what the student would have to learn from each of them
+            divergence = (teachers.exp() * (teachers - log_probs[:, None])).sum(-1)
+            flat = torch.cat((log_probs.exp(), loss / LOSS_CAP, divergence / LOSS_CAP), 1).clamp(0, 1).cpu().numpy()
+        c = log_probs.shape[1]
+        parts = {"student_probs": flat[:, :c], "student_loss": flat[:, c : c + 1], "divergence": flat[:, c + 1 :]}
+        for name, values in parts.items():
+            if name in self.layout:
+                out[:, self.layout[name]] = values

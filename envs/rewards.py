@@ -37,6 +37,9 @@ class RewardSettings:
     credit: str = "shared"  # shared, or influence: per row, first order
     direction_size: int = 64  # reward instances behind the gradient v of influence credit, drawn anew each time
     direction_every: int = 1  # student steps that one v serves
+    direction_decay: float = 0.0  # of a running average of v's over the episode; 0: each stands alone
+    horizon: int = 0  # v is taken this many student steps ahead, on a fork that all teachers teach
+    center: bool = False  # credit only what sets a row's slope apart from its batch: no class prior, no confidence
     method: str = "auto"  # derivative of the logits along v: finite, central, exact, or auto: the cheaper one
     accuracy_weight: float = 0.5  # paper3 only; the paper's value is not known
 
@@ -50,6 +53,8 @@ class RewardSettings:
         check(
             self.size is None or self.size > 0, f"reward.size={self.size} must be positive, or null for the whole split"
         )
+        check(0 <= self.direction_decay < 1, f"reward.direction_decay={self.direction_decay} must lie in [0, 1)")
+        check(self.horizon >= 0, f"reward.horizon={self.horizon} must not be negative")
         check(0 <= self.accuracy_weight <= 1, f"reward.accuracy_weight={self.accuracy_weight} must lie in [0, 1]")
         check(
             self.credit == "shared" or self.name == "validation_gain",
@@ -113,6 +118,8 @@ class Reward:
         self._warm_value: float | None = None  # every restart begins at the same student: measured once
         self.rng = np.random.default_rng(0)
         self.direction: Direction | None = None
+        self.total: Direction = {}  # with `direction_decay`: discounted sum of reward gradients ...
+        self.weight = 0.0  # ... and of their weights
         self._slope: Tensor | None = None
 
     def _prepare(self, batch_size: int) -> list[tuple[Batch, Tensor]]:
@@ -133,7 +140,7 @@ class Reward:
     def begin(self, seed: int, restart: bool) -> None:
         """A new episode: gains count from the student's present value, the warm start's after a restart."""
         self.rng = np.random.default_rng((seed, 1))
-        self.steps, self.direction = 0, None
+        self.steps, self.direction, self.total, self.weight = 0, None, {}, 0.0
         if self.settings.name != "validation_gain":
             return
         if not restart:
@@ -145,19 +152,24 @@ class Reward:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What coming rewards depend on beside the student: arrays and JSON-able facts."""
-        arrays = {f"direction/{n}": v.cpu().numpy().copy() for n, v in (self.direction or {}).items()}
-        return arrays, {"value": self.value, "steps": self.steps, "rng": self.rng.bit_generator.state}
+        kept = (("direction", self.direction or {}), ("total", self.total))
+        arrays = {f"{part}/{n}": v.cpu().numpy().copy() for part, group in kept for n, v in group.items()}
+        facts = {"value": self.value, "steps": self.steps, "weight": self.weight}
+        return arrays, {**facts, "rng": self.rng.bit_generator.state}
 
     def set_state(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
         """Go on from `state()`."""
         device = self.process.device
-        found = {
-            n.removeprefix("direction/"): torch.from_numpy(v.copy()).to(device)
-            for n, v in arrays.items()
-            if n.startswith("direction/")
-        }
-        self.direction = found or None
-        self.value, self.steps = facts["value"], facts["steps"]
+
+        def part(name: str) -> Direction:
+            return {
+                n.removeprefix(f"{name}/"): torch.from_numpy(v.copy()).to(device)
+                for n, v in arrays.items()
+                if n.startswith(f"{name}/")
+            }
+
+        self.direction, self.total = part("direction") or None, part("total")
+        self.value, self.steps, self.weight = facts["value"], facts["steps"], facts["weight"]
         self.rng.bit_generator.state = facts["rng"]
 
     def fork(self, process: Distillation) -> Reward:
@@ -178,10 +190,46 @@ class Reward:
         assert now is not None
         # AdamW knows no scale before its first step: that direction is zero, and must not serve the next steps.
         if self.direction is None or self.steps % s.direction_every == 0 or self.steps == 1:
-            rows = np.sort(self.rng.choice(self.rows, min(s.direction_size, len(self.rows)), replace=False))
-            batch = self.process.tokens("reward").batch(rows)
-            self.direction = student.precondition(student.gradient(batch, self._gold(rows)))
+            self.direction = student.precondition(self._gradient())
         self._slope = student.directional(now.inputs, self.direction, s.method)
+        if s.center:
+            self._slope = self._slope - self._slope.mean(0)
+
+    def shares_of(self, subsets: np.ndarray) -> np.ndarray:
+        """First-order shares `[B,S]` of a unit step on the coming batch, had each of the subsets `[S,K]` been given to all rows.
+
+        For rules that compare subsets outside an episode of the environment; every call counts as a step.
+        """
+        now = self.process.current
+        assert now is not None
+        self.before()
+        assert self._slope is not None
+        with torch.no_grad():
+            logits = self.process.student.forward(now.inputs)
+        chosen = torch.from_numpy(subsets.astype(np.float32)).to(logits.device)
+        loss, (b, k) = self.process.settings.loss, now.logits.shape[:2]
+        columns = [
+            influence_shares(logits, self._slope, now.gold, row.expand(b, k), now.soft, loss).rows for row in chosen
+        ]
+        self.steps += 1
+        return torch.stack(columns, 1).cpu().numpy()
+
+    def _gradient(self) -> Direction:
+        """Gradient of the reward loss on instances drawn anew: of the student now or `horizon` steps ahead, averaged if asked."""
+        s, student = self.settings, self.process.student
+        rows = np.sort(self.rng.choice(self.rows, min(s.direction_size, len(self.rows)), replace=False))
+        if s.horizon:
+            ahead = self.process.fork()
+            everyone = np.ones((ahead.stream.batch_size, ahead.num_teachers), np.float32)
+            while not ahead.done and ahead.student.steps < student.steps + s.horizon:
+                ahead.step(everyone)
+            student = ahead.student
+        gradient = student.gradient(self.process.tokens("reward").batch(rows), self._gold(rows))
+        if not s.direction_decay:
+            return gradient
+        self.total = {n: g + s.direction_decay * self.total.get(n, 0.0) for n, g in gradient.items()}
+        self.weight = 1 + s.direction_decay * self.weight
+        return {n: g / self.weight for n, g in self.total.items()}
 
     def after(
         self, batch: Current, logits: Tensor, actions: np.ndarray, lr: float

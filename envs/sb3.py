@@ -23,10 +23,14 @@ def rows_of(info: dict[str, Any], count: int) -> list[dict[str, Any]]:
     for key, value in info.items():
         if key.startswith("_"):
             continue
-        mask = info.get(f"_{key}", np.ones(count, bool))
+        mask = info.get(f"_{key}")
         values = rows_of(value, count) if isinstance(value, dict) else value
-        for i in np.flatnonzero(mask):
-            rows[i][key] = values[i]
+        if mask is None or mask.all():
+            for row, item in zip(rows, values, strict=True):
+                row[key] = item
+        else:
+            for i in np.flatnonzero(mask):
+                rows[i][key] = values[i]
     return rows
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -47,7 +48,7 @@ class Core:
         reward = parse(RewardSettings, config.get("reward", {}), "reward")
         observation = parse(ObservationSettings, config.get("observation", {}), "observation")
         # A caller may sit inside inference_mode; parameters made there could never be trained.
-        with torch.inference_mode(False), torch.enable_grad():
+        with training_mode():
             self.process = Distillation(settings)
             self.observe = Observation(observation, self.process)
             self.reward = Reward(reward, self.process)
@@ -62,7 +63,7 @@ class Core:
 
     def begin(self, seed: int, restart: bool = True) -> np.ndarray:
         """Start an episode; returns the states `[B, size]` of its first batch."""
-        with torch.inference_mode(False), torch.enable_grad():
+        with training_mode():
             self.process.begin(seed, restart)
             self.reward.begin(seed, restart)
             self.log = Log(seed, restart)
@@ -71,7 +72,7 @@ class Core:
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool, dict[str, np.ndarray]]:
         """One student step with `actions` `[B,K]`: next states, rewards `[B]`, whether the budget is spent, info arrays."""
         process = self.process
-        with torch.inference_mode(False), torch.enable_grad():
+        with training_mode():
             batch = process.current
             check_ready(batch is not None and not process.done)
             assert batch is not None
@@ -119,7 +120,7 @@ class Core:
         def part(name: str) -> State:
             return {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
 
-        with torch.inference_mode(False), torch.enable_grad():
+        with training_mode():
             self.process.set_state(part("process"), facts["process"])
         self.reward.set_state(part("reward"), facts["reward"])
         self.log = Log.from_state(part("log"), facts["log"])
@@ -128,7 +129,7 @@ class Core:
     def fork(self) -> Core:
         """An independent copy as it stands; heavy read-only parts are shared."""
         other = copy.copy(self)
-        with torch.inference_mode(False), torch.enable_grad():
+        with training_mode():
             other.process = self.process.fork()
         other.reward = self.reward.fork(other.process)
         other.observe = copy.copy(self.observe)
@@ -194,6 +195,16 @@ class Log:
         return log
 
 
+def training_mode() -> AbstractContextManager[object]:
+    """Gradients on, whatever mode the caller is in; entered at every step, so nothing is switched that is right already."""
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        return nullcontext()
+    stack = ExitStack()
+    stack.enter_context(torch.inference_mode(False))
+    stack.enter_context(torch.enable_grad())
+    return stack
+
+
 def check_ready(ready: bool) -> None:
     """Raise Gymnasium's `ResetNeeded` unless an episode is under way."""
     if not ready:
@@ -212,9 +223,10 @@ def as_actions(action: Any, shape: tuple[int, ...], weights: bool = False) -> np
         if not ((array >= 0) & (array <= 1)).all():
             raise ValueError(f"action {array.tolist()} holds a weight outside [0, 1]")
         return array.astype(np.float32)
-    if not np.isin(array, (0, 1)).all():
+    on = array == 1
+    if not (on | (array == 0)).all():
         raise ValueError(f"action {array.tolist()} holds something other than 0 and 1")
-    return (array > 0.5).astype(np.float32)
+    return on.astype(np.float32)
 
 
 def as_config(

@@ -305,9 +305,11 @@ def test_joint_training(tiny_config: Callable[..., dict[str, Any]], kind):
     for _ in range(2):
         env = TeacherSelectVectorEnv(config=config, autoreset_mode="disabled")
         writer: Any = Recorder()
-        selector, dev, weights, seconds = train(env, settings, 7, writer)
+        selector, learnt = train(env, settings, 7, writer)
+        dev, weights = learnt.joint
         outcome.append((selector.state_dict(), weights))
-        assert seconds > 0
+        assert learnt.seconds > 0
+        assert [point["episode"] for point in learnt.curve] == [0, 1, 2]
         assert selector.units.weight.abs().max() > 0  # it learnt something
         assert len(writer.seen["dev/accuracy"]) == len(writer.seen["episode/gain"]) == 3
         assert dev["accuracy"] == max(writer.seen["dev/accuracy"])
@@ -315,6 +317,19 @@ def test_joint_training(tiny_config: Callable[..., dict[str, Any]], kind):
         assert env.core.process.evaluate("dev") == dev
     assert all(map(torch.equal, outcome[0][1], outcome[1][1]))
     assert all(torch.equal(a, outcome[1][0][n]) for n, a in outcome[0][0].items())
+
+
+def test_the_pull_is_towards_all_teachers(tiny_config):
+    """With nothing but the pull at work, the odds of every teacher rise."""
+    from envs.teacher_select import TeacherSelectVectorEnv
+
+    rates = []
+    for pull in (0.0, 100.0):
+        env = TeacherSelectVectorEnv(config=tiny_config("reward.credit=influence"), autoreset_mode="disabled")
+        settings = ReinforceSettings(lr=0.2, episodes=2, warmup=0, pull=pull, schedule="constant")
+        selector, _ = train(env, settings, 7, Recorder())  # type: ignore[arg-type]
+        rates.append(float(torch.sigmoid(selector.units.bias.detach()).mean()))
+    assert rates[1] > max(0.85, rates[0] + 0.05)
 
 
 @pytest.mark.parametrize("every", [1, 2, 4])
@@ -358,6 +373,7 @@ def test_a_measurement_answers_the_steps_since_the_last_one(tiny_config, monkeyp
         ("warmup", -1),
         ("baseline", 1.0),
         ("entropy", -0.1),
+        ("pull", -0.1),
         ("learning_rate", 0.1),
     ],
 )

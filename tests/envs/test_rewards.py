@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, jvp
 
-from agents.runs import oracle
+from agents.rules import Oracle
 from distill import bundled
 from distill.losses import distillation_loss, soft_labels
 from distill.settings import CorpusSettings, LossSettings, UserError
@@ -192,6 +192,8 @@ def test_the_reward_refuses_data_of_another_role(make):
         "reward.size=0",
         "reward.direction_size=0",
         "reward.direction_every=-1",
+        "reward.direction_decay=1",
+        "reward.horizon=-1",
         "reward.accuracy_weight=1.5",
         "reward.every=often",
         "+reward.sizes=3",
@@ -443,6 +445,57 @@ def test_one_direction_serves_several_steps(make, monkeypatch):
     assert made == [0, 1, 3, 6]  # AdamW knows no scale before its first step: made anew after it
 
 
+def test_directions_are_averaged_over_the_episode(make, monkeypatch):
+    """The one in use is the optimiser's scaling of sum_i decay^(n-i) g_i / sum_i decay^(n-i)."""
+    core = make("reward.credit=influence", "reward.direction_decay=0.5", "student.optimizer=sgd", "budget.steps=3")
+    made, student = [], core.process.student
+    gradient = student.gradient
+    monkeypatch.setattr(student, "gradient", lambda *a: made.append(gradient(*a)) or made[-1])
+    play(core)
+    assert len(made) == 3
+    for name, value in core.reward.direction.items():
+        torch.testing.assert_close(value, (made[0][name] / 4 + made[1][name] / 2 + made[2][name]) / 1.75)
+    core.begin(1)
+    assert not core.reward.total
+    assert core.reward.weight == 0
+
+
+def test_the_horizon_looks_at_the_student_some_steps_ahead(make):
+    """v is the gradient of a student that all teachers taught for three more steps; the real one stays where it is."""
+    core = make("reward.credit=influence", "reward.horizon=3", "student.optimizer=sgd", "student.lr=0.05")
+    process, everyone = core.process, np.ones((core.batch_size, K), np.float32)
+    core.begin(0)
+    before, ahead = process.student.weights(), process.fork()
+    for _ in range(3):
+        ahead.step(everyone)
+    core.reward.before()
+    rows = np.sort(np.random.default_rng((0, 1)).choice(core.reward.rows, 16, replace=False))
+    expected = ahead.student.gradient(process.tokens("reward").batch(rows), core.reward._gold(rows))
+    for name, value in core.reward.direction.items():
+        torch.testing.assert_close(value, expected[name])
+    for now, then in zip(process.student.weights(), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_a_horizon_ends_with_the_budget(make):
+    core = make("reward.credit=influence", "reward.horizon=100", "budget.steps=4")
+    rewards, _ = play(core)
+    assert len(rewards) == 4
+    assert np.isfinite(rewards).all()
+
+
+def test_centred_credit_ignores_what_a_batch_has_in_common(make):
+    """All rows alike: what one gains all gain, and nothing is left to credit."""
+    core = make("reward.credit=influence", "reward.center=true", "student.optimizer=sgd", "budget.steps=2")
+    core.begin(0)
+    core.reward.before()
+    torch.testing.assert_close(core.reward._slope.mean(0), torch.zeros(2))
+    now = core.process.current
+    core.process.current = core.process.load(np.repeat(now.rows[:1], core.batch_size))
+    _, _, _, info = core.step(np.ones((core.batch_size, K), np.float32))
+    np.testing.assert_allclose(info["influence"], 0, atol=1e-8)
+
+
 # --- what a good choice is worth --------------------------------------------------------------------------------------
 
 
@@ -468,8 +521,7 @@ def test_an_oracle_earns_more_than_chance(make, tmp_path):
         "reward.every=100",
         "reward.size=null",
     )
-    rule = oracle(core.process)
-    assert rule is not None
+    rule = Oracle(core.process)
 
     def earns(choose: Callable[[], np.ndarray] | None, seed: int) -> float:
         return float(play(core, seed, choose)[0].sum(0).mean())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from distill.settings import UserError
 
 # Everything a state may hold: dropout's generator, a direction that serves several steps, states that see the student.
-FULL = [*STATES, "reward.direction_every=3", "reward.every=4"]
+FULL = [*STATES, "reward.direction_every=3", "reward.every=4", "reward.direction_decay=0.5", "reward.horizon=1"]
 
 
 @pytest.fixture(scope="module", params=["single", "vector"])

@@ -1,0 +1,70 @@
+"""Statistics of a comparison over seeds: robust means with intervals, paired differences, and what survives correction.
+
+IQM, stratified bootstrap and probability of improvement as in Agarwal et al. (NeurIPS 2021, arXiv 2108.13264).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+def iqm(values: np.ndarray) -> float:
+    """Interquartile mean: the mean of the middle half of all values."""
+    return float(stats.trim_mean(np.ravel(values), 0.25))
+
+
+def bootstrap(strata: Sequence[np.ndarray], level: float = 0.95, resamples: int = 4000) -> tuple[float, float] | None:
+    """Percentile interval of the IQM over all strata (tasks), seeds drawn anew within each; None from a single seed each.
+
+    Deterministic: it draws from a generator of its own.
+    """
+    if all(len(s) < 2 for s in strata):
+        return None
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([np.asarray(s)[rng.integers(len(s), size=(resamples, len(s)))] for s in strata], 1)
+    means = stats.trim_mean(drawn, 0.25, axis=1)
+    low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+@dataclass
+class Paired:
+    """A paired difference over seeds: mean, its 95 % interval (Student's t) and two-sided p; None from a single seed."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    p: float | None
+
+
+def paired(values: np.ndarray, control: np.ndarray, level: float = 0.95) -> Paired:
+    """`values - control` `[seeds]`, seed by seed. Differences that are all equal have an interval of no width."""
+    differences = np.asarray(values, float) - np.asarray(control, float)
+    mean, n = float(differences.mean()), len(differences)
+    if n < 2:
+        return Paired(mean, None, None)
+    error = float(differences.std(ddof=1) / np.sqrt(n))
+    if error <= 1e-12 * max(1.0, abs(mean)):
+        return Paired(mean, (mean, mean), 1.0 if abs(mean) <= 1e-12 else 0.0)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    return Paired(mean, (mean - half, mean + half), float(2 * stats.t.sf(abs(mean) / error, n - 1)))
+
+
+def improvement(values: np.ndarray, control: np.ndarray) -> float:
+    """Probability that a run of `values` beats a run of `control`, over all pairs of seeds; a tie counts half."""
+    a, b = np.asarray(values)[:, None], np.asarray(control)[None]
+    return float((a > b).mean() + (a == b).mean() / 2)
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p-values after Holm's step-down correction, in their order; None (unknown) stays None and is not counted."""
+    known = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    out: list[float | None] = [None] * len(p)
+    worst = 0.0
+    for rank, (value, i) in enumerate(known):
+        worst = max(worst, min(1.0, (len(known) - rank) * value))
+        out[i] = worst
+    return out

