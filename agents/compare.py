@@ -261,7 +261,7 @@ def finished(cell: Cell) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     # Another grid may have run it under another name for the same settings.
-    return result | {"agent": cell.entry, "seed": cell.seed}
+    return result | {"agent": cell.entry, "seed": cell.seed, "reproduce": cell.reproduce}
 
 
 def run_grid(cells: Sequence[Cell], jobs: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -442,7 +442,7 @@ def run(config: dict[str, Any]) -> None:
         "threads": results[0]["threads"],
         "amp": results[0]["amp"],
         "failed": errors,
-        "cells": [{k: v for k, v in r.items() if k not in ("tests", "teachers", "data")} for r in results],
+        "cells": [{k: r[k] for k in r if k not in ("tests", "teachers", "data") and "curve" not in k} for r in results],
         "reproduce": runs.reproduce_line("agents/compare.py"),
     }
     write_json(folder / "comparison.json", comparison)

@@ -7,14 +7,16 @@ cd "$(dirname "$0")/.."
 plain="reinforce agent.episodes=1 agent.lr=0.01"
 average="reward.direction_decay=0.9 reward.direction_size=128"
 agents="[control"
-for more in "" " $average" " reward.center=true" " reward.horizon=4" " agent.pull=0.2" " agent.pull=0.2 reward.center=true $average"; do
-  agents+=",\"$plain$more\""
+off=reward.center=false
+for more in $off "$off $average" reward.center=true "$off reward.horizon=4" "$off agent.pull=0.2" "agent.pull=0.2 reward.center=true $average"; do
+  agents+=",\"$plain $more\""
 done
-agents+=",headroom]"
+agents+=",\"headroom $off\"]"
 [ $# -gt 0 ] || set -- mrpc sst2 rte
 for task in "$@"; do
   limit=(); [ "$task" = sst2 ] && limit=(task.train_limit=6000)
   ${PYTHON:-python} agents/compare.py task="$task" "${limit[@]}" teachers=minilm student=minilm2 \
     budget.epochs=2 budget.warm_epochs=3 seeds="${SEEDS:-3}" jobs="${JOBS:-2}" hydra.run.dir="outputs/$task/credit" \
     "agents=$agents"
+  cp "outputs/$task/credit/comparison.json" "benchmarks/results/credit-$task.json"
 done

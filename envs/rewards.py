@@ -39,7 +39,7 @@ class RewardSettings:
     direction_every: int = 1  # student steps that one v serves
     direction_decay: float = 0.0  # of a running average of v's over the episode; 0: each stands alone
     horizon: int = 0  # v is taken this many student steps ahead, on a fork that all teachers teach
-    center: bool = False  # credit only what sets a row's slope apart from its batch: no class prior, no confidence
+    center: bool = True  # credit only what sets a row's slope apart from its batch: no class prior, no confidence
     method: str = "auto"  # derivative of the logits along v: finite, central, exact, or auto: the cheaper one
     accuracy_weight: float = 0.5  # paper3 only; the paper's value is not known
 

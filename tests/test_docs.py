@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +63,12 @@ def test_noise_table() -> None:
         row = measured[name]
         shown = [row["mean"], row["std"], row["detectable"]["5"], row["detectable"]["10"]]
         assert cells[1:] == [f"{value:.4f}" for value in shown]
+
+
+def test_result_tables_are_those_of_the_committed_files() -> None:
+    root = Path(__file__).parents[1]
+    checked = subprocess.run([sys.executable, str(root / "benchmarks/tables.py"), "--check"], check=False)
+    assert checked.returncode == 0, "docs/results.md is out of date: python benchmarks/tables.py"
+    page = (root / "docs/results.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"<!-- table: (\S+) -->", page))
+    assert named == {p.name for p in (root / "benchmarks/results").glob("c*-*.json")}

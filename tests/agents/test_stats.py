@@ -19,7 +19,11 @@ def test_the_bootstrap_agrees_with_scipy():
     values = np.random.default_rng(1).normal(3, 1, 30)
     low, high = bootstrap([values], resamples=20000)
     known = scipy_stats.bootstrap(
-        (values,), lambda x, axis: scipy_stats.trim_mean(x, 0.25, axis=axis), n_resamples=20000, method="percentile", rng=2
+        (values,),
+        lambda x, axis: scipy_stats.trim_mean(x, 0.25, axis=axis),
+        n_resamples=20000,
+        method="percentile",
+        rng=2,
     ).confidence_interval
     assert (low, high) == pytest.approx((known.low, known.high), abs=0.02)
     assert bootstrap([values]) == bootstrap([values])
