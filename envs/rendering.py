@@ -42,7 +42,7 @@ def figure(core: Core) -> np.ndarray:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("render_mode=rgb_array needs matplotlib: pip install 'teacher-select[report]'") from None
-    log = core.log
+    log = core.shown
     drawing = Figure(figsize=(4.8, 2.4), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(drawing)
     left, right = drawing.subplots(1, 2)

@@ -54,7 +54,7 @@ class Core:
             self.reward = Reward(reward, self.process)
         how = (settings.student, settings.loss, settings.budget, reward, observation)
         self.fingerprint = digest(self.process.prepared.fingerprint, settings.seed, [asdict(part) for part in how])
-        self.log = Log()
+        self.log, self._ended = Log(), Log()
 
     @property
     def batch_size(self) -> int:
@@ -64,6 +64,8 @@ class Core:
     def begin(self, seed: int, restart: bool = True) -> np.ndarray:
         """Start an episode; returns the states `[B, size]` of its first batch."""
         with training_mode():
+            if self.log.actions:
+                self._ended = self.log
             self.process.begin(seed, restart)
             self.reward.begin(seed, restart)
             self.log = Log(seed, restart)
@@ -137,9 +139,17 @@ class Core:
         other.log = Log.from_state(*self.log.state())
         return other
 
+    @property
+    def shown(self) -> Log:
+        """The log of this episode, or of the one before while nothing has happened in this one."""
+        return self.log if self.log.actions else self._ended
+
     def trajectory(self) -> State:
-        """The episode so far, for `validate`: `actions` `[T,B,K]`, `rewards` `[T,B]`, and `facts` (JSON)."""
-        arrays, facts = self.log.state()
+        """The episode so far, for `validate`: `actions` `[T,B,K]`, `rewards` `[T,B]`, and `facts` (JSON).
+
+        Before an episode's first step it is the episode before, which an automatic reset would else take away.
+        """
+        arrays, facts = self.shown.state()
         facts = {"fingerprint": self.fingerprint, "seed": facts["seed"], "restart": facts["restart"]}
         return {"facts": np.array(json.dumps(facts)), "actions": arrays["actions"], "rewards": arrays["rewards"]}
 

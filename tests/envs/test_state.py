@@ -260,3 +260,16 @@ def test_a_continued_episode_cannot_be_replayed(kept, vector):
     env.reset(seed=1)
     go(env, acts(vector, 1, 2))
     assert env.validate(env.trajectory()) == 0.0
+
+
+def test_an_automatic_reset_leaves_the_finished_episode_to_be_validated(make_vec):
+    env = make_vec().unwrapped
+    env.reset(seed=5)
+    chosen = subsets(1)
+    rewards = [env.step(actions)[1] for actions in chosen]
+    recorded = env.trajectory()
+    np.testing.assert_array_equal(recorded["actions"], chosen)
+    np.testing.assert_array_equal(recorded["rewards"], rewards)
+    assert env.validate(recorded) == 0.0
+    env.step(chosen[0])
+    assert len(env.trajectory()["actions"]) == 1
