@@ -253,4 +253,6 @@ def run(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    configs.launch(run)
+    from agents import reinforce as script  # a sweep's workers unpickle what they run, so it needs an importable home
+
+    configs.launch(script.run)

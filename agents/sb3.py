@@ -144,4 +144,6 @@ def run(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    configs.launch(run, "agent=ppo")
+    from agents import sb3 as script  # a sweep's workers unpickle what they run, so it needs an importable home
+
+    configs.launch(script.run, "agent=ppo")

@@ -177,6 +177,26 @@ def test_a_killed_grid_goes_on_and_ends_alike(grid, tiny_overrides, tmp_path):
     assert tables(tmp_path / "run") == tables(grid[0])
 
 
+def test_a_sweep_of_jobs_fills_the_cells_that_a_local_run_reads(tiny_overrides, tmp_path):
+    """Through submitit's local executor, a job a seed; the table is that of a local run that did everything itself."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
+    arguments = [*tiny_overrides, "threads=1", "agents=[labels]"]
+    cells = f"cells={tmp_path / 'cells'}"
+    sweep = ["-m", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "seeds=1", "seed=0,1"]
+    line = [sys.executable, str(ROOT / "agents/compare.py"), *sweep, *arguments, cells]
+    done = subprocess.run(
+        [*line, f"hydra.sweep.dir={tmp_path / 'sweep'}"], capture_output=True, text=True, timeout=500, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").glob("*/result.json")}
+    assert len(kept) == 4
+    for name, where in (("read", cells), ("local", f"cells={tmp_path / 'own'}")):
+        whole = [*arguments, "seeds=2", where]
+        subprocess.run(command(*whole, folder=tmp_path / name), check=True, capture_output=True, timeout=500)
+    assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
+    assert tables(tmp_path / "read") == tables(tmp_path / "local")
+
+
 def test_one_failing_cell_does_not_stop_the_rest(tiny_overrides, tmp_path):
     """No specialist for film, so the oracle knows nobody there; the others run."""
     plain = [o for o in tiny_overrides if not o.startswith("teachers.pool")]
