@@ -29,6 +29,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm.auto import tqdm
 
 import configs
@@ -346,45 +347,37 @@ def summarise(results: Sequence[dict[str, Any]], test: str) -> list[dict[str, An
 
 
 def print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
-    """The table, widest differences told by the eye: mean, IQM with interval, difference to the control with interval."""
+    """The table on the terminal; a difference whose interval does not hold zero is bold."""
     metric = rows[0]["metric"]
     table = Table(title=title, title_justify="left")
     table.add_column("agent")
-    for column in (
-        metric,
-        "IQM [95 %]",
-        "- control [95 %]",
-        "P(better)",
-        "p (Holm)",
-        "loss",
-        "- control",
-        "ece",
-        "on",
-        "train s",
-    ):
-        table.add_column(column, justify="right")
+    columns = (metric, "IQM [95 %]", "- control [95 %]", "P(better)", "p (Holm)", "loss", "- control", "ece", "on")
+    for column in (*columns, "train s"):
+        table.add_column(column.replace("[", "\\["), justify="right")
 
     def span(pair: Sequence[float] | None, form: str) -> str:
         return "" if pair is None else f" [{pair[0]:{form}}, {pair[1]:{form}}]"
 
     for row in rows:
-        cells = [f"{row['mean']:.4f}", f"{row['iqm']:.4f}{span(row['interval'], '.4f')}"]
-        difference = row.get(f"difference_{metric}")
-        if difference is None:
-            cells += ["", "", ""]
-        else:
-            clear = difference["interval"] is not None and (
-                difference["interval"][0] > 0 or difference["interval"][1] < 0
-            )
-            text = f"{difference['mean']:+.4f}{span(difference['interval'], '+.4f')}"
-            p = row["p_holm"]
-            cells += [f"[bold]{text.replace('[', chr(92) + '[')}[/bold]" if clear else text.replace("[", "\\[")]
-            cells += [f"{row['improvement']:.2f}", "" if p is None else f"{p:.3f}"]
-        loss = row.get("difference_loss")
-        cells += [f"{row['mean_loss']:.4f}", "" if loss is None else f"{loss['mean']:+.4f}", f"{row['mean_ece']:.3f}"]
-        cells += [f"{row['mean_size']:.2f}", f"{row['train_s']:.0f}"]
-        cells[1] = cells[1].replace("[", "\\[")
-        table.add_row(row["agent"].replace("[", "\\["), *cells)
+        difference, loss, p = row.get(f"difference_{metric}"), row.get("difference_loss"), row.get("p_holm")
+        text, interval = "", None
+        if difference is not None:
+            interval = difference["interval"]
+            text = f"{difference['mean']:+.4f}{span(interval, '+.4f')}"
+        clear = interval is not None and (interval[0] > 0 or interval[1] < 0)
+        table.add_row(
+            Text(row["agent"]),
+            f"{row['mean']:.4f}",
+            Text(f"{row['iqm']:.4f}{span(row['interval'], '.4f')}"),
+            Text(text, style="bold" if clear else ""),
+            f"{row['improvement']:.2f}" if "improvement" in row else "",
+            "" if p is None else f"{p:.3f}",
+            f"{row['mean_loss']:.4f}",
+            "" if loss is None else f"{loss['mean']:+.4f}",
+            f"{row['mean_ece']:.3f}",
+            f"{row['mean_size']:.2f}",
+            f"{row['train_s']:.0f}",
+        )
     Console(width=None if os.isatty(1) else 160).print(table)
 
 
