@@ -125,4 +125,4 @@ def test_fine_tuning_signals_and_steps(settings: Callable[[str, int], ProcessSet
         ends.append(torch.cat([w.flatten() for w in d.student.weights()]))
     assert torch.equal(ends[0], ends[2])
     assert not torch.equal(ends[0], ends[1])
-    assert set(d.evaluate("dev")) == {"accuracy", "loss", "f1", "matthews"}
+    assert set(d.evaluate("dev")) == {"accuracy", "loss", "brier", "ece", "f1", "matthews"}

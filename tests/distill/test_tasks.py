@@ -319,7 +319,12 @@ def test_scores_by_hand(small_task: Task) -> None:
     logits = np.array([[math.log(3), 0], [0, 0.5], [2, 0], [0, math.log(9)]])
     got = small_task.scores(logits, np.array([0, 0, 1, 1]))  # right, wrong, wrong, right
     losses = [math.log(4 / 3), math.log1p(math.exp(0.5)), math.log1p(math.exp(2)), math.log(10 / 9)]
-    assert got == pytest.approx({"accuracy": 0.5, "loss": sum(losses) / 4, "f1": 0.5, "matthews": 0.0})
+    half, two = 1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(-2))  # the surenesses of the wrong ones
+    brier = 2 * (0.25**2 + half**2 + two**2 + 0.1**2) / 4
+    # Of 15 bins 3/4 and `half` have one each; `two` and 0.9 share that of (13/15, 14/15].
+    ece = ((1 - 0.75) + half + (two + 0.9 - 1)) / 4
+    expected = {"accuracy": 0.5, "loss": sum(losses) / 4, "brier": brier, "ece": ece, "f1": 0.5, "matthews": 0.0}
+    assert got == pytest.approx(expected)
 
 
 def test_scores_against_sklearn(small_task: Task) -> None:
@@ -334,6 +339,15 @@ def test_scores_against_sklearn(small_task: Task) -> None:
             "accuracy": sklearn.metrics.accuracy_score(labels, logits.argmax(1)),
             "loss": -np.log(np.maximum((e / e.sum(1, keepdims=True))[np.arange(90), labels], 1e-300)).mean(),
         }
+        probs = e / e.sum(1, keepdims=True)
+        gold = np.eye(classes)[labels]
+        expected["brier"] = classes * sklearn.metrics.mean_squared_error(gold, probs)
+        gaps = []
+        for low in np.arange(15) / 15:
+            held = (probs.max(1) > low) & (probs.max(1) <= low + 1 / 15 + 1e-12)
+            right = (probs.argmax(1) == labels)[held]
+            gaps.append(abs(right.mean() - probs.max(1)[held].mean()) * held.mean() if held.any() else 0.0)
+        expected["ece"] = sum(gaps)
         if classes == 2:
             expected["f1"] = sklearn.metrics.f1_score(labels, logits.argmax(1))
             expected["matthews"] = sklearn.metrics.matthews_corrcoef(labels, logits.argmax(1))
