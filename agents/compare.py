@@ -9,6 +9,7 @@ grid goes on where it was, and grids that share cells share the work. A cell tha
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -36,7 +37,7 @@ import configs
 from agents import reinforce, runs, sb3, stats
 from agents.rules import RULES, make_rule
 from distill.cache import write_json
-from distill.settings import ProcessSettings, UserError, check, digest, one_of, parse
+from distill.settings import ProcessSettings, UserError, check, digest, expand, one_of, parse
 from distill.tasks import load_task
 from envs.teacher_select import Core
 
@@ -66,8 +67,7 @@ class Cell:
 
     entry: str  # as in `agents`
     seed: int
-    overrides: list[str]  # of the whole configuration, the entry's own included
-    threads: int | None
+    config: dict[str, Any]  # the whole one, the entry's own settings included
     folder: str
     reproduce: str
 
@@ -85,16 +85,9 @@ class Cell:
 # --- one cell ---------------------------------------------------------------------------------------------------------
 
 
-def cell_config(cell: Cell) -> dict[str, Any]:
-    """The cell's whole configuration."""
-    config = configs.compose(cell.overrides)
-    config["threads"] = cell.threads
-    return config
-
-
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Run one cell; writes and returns its result. What tests measure is read here, once, at the end."""
-    config, folder = cell_config(cell), Path(cell.folder)
+    config, folder = copy.deepcopy(cell.config), Path(cell.folder)  # agents write into theirs
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     learnt = None
@@ -142,17 +135,13 @@ def _keep_choices(core: Core, done: runs.Run, folder: Path) -> None:
     """Last choices of all training instances, and the student before and after on a few of them, for the report."""
     process = core.process
     rows = np.sort(np.random.default_rng(0).permutation(len(process.labels))[:SHOWN])
-    tokens = process.tokens("train")
+    tokens = process.student.tokenize([process.train_split.texts[i] for i in rows])
 
-    def probs() -> np.ndarray:
-        parts = [process.student.forward(tokens.batch(rows[i : i + 100])) for i in range(0, len(rows), 100)]
-        return torch.softmax(torch.cat(parts), -1).cpu().numpy()
+    def probs(weights: list[torch.Tensor]) -> np.ndarray:
+        process.student.restore(weights)
+        return torch.softmax(process.student.predict(tokens), -1).numpy()
 
-    with torch.inference_mode():
-        process.student.restore(process.warm)
-        before = probs()
-        process.student.restore(done.weights)
-        after = probs()
+    before, after = probs(process.warm), probs(done.weights)
     part = folder / "choices.part.npz"
     np.savez_compressed(part, last=done.selected.last.astype(np.float16), rows=rows, before=before, after=after)
     part.replace(folder / "choices.npz")
@@ -203,40 +192,42 @@ def plan(settings: CompareSettings, config: dict[str, Any], given: Sequence[str]
         name = entry.split()[0]
         single = [f"single:{t.name}" for t in process.teachers.pool] if name == "single" else [entry]
         entries += [e for e in single if e not in entries]
-    for entry in entries:
-        name = entry.split()[0]
-        if name.partition(":")[0] == "single":
-            one_of(name.partition(":")[2], [t.name for t in process.teachers.pool], "single: teacher")
-        else:
-            one_of(name, (*RULES, "single", *LEARNT), "agents: entry")
-        if name in LEARNT:  # a missing package or a wrong setting is told before anything runs
-            checked = configs.compose([*base, *entry.split()[1:], f"agent={name}"])
-            parse(reinforce.ReinforceSettings if name == "reinforce" else sb3.SB3Settings, checked["agent"], "agent")
-            if name != "reinforce":
-                sb3.algorithm(name)
-        else:
-            configs.compose([*base, *entry.split()[1:]])
+    threads = process.threads or (max(1, _cores() // settings.jobs) if settings.jobs else None)
+    whole = {entry: _checked(entry, base, process) | {"threads": threads} for entry in entries}
     task = load_task(process.task, process.data_dir)
     files = digest([_stamp(p) for p in _paths(process)])
-    threads = process.threads or (max(1, _cores() // settings.jobs) if settings.jobs else None)
+    shown = [o for o in base if not o.startswith(("data_dir=", "home="))]
     cells = []
     for seed in range(process.seed, process.seed + settings.seeds):
         for entry in entries:
-            name, *more = entry.split()
-            overrides = [*base, *more, f"seed={seed}", *([f"agent={name}"] if name in LEARNT else [])]
-            shown = [o for o in base if not o.startswith(("data_dir=", "home="))]
+            name, own_config = entry.split()[0], whole[entry] | {"seed": seed}
             line = ["python", "agents/compare.py", *shown, f'agents=["{entry}"]', "seeds=1", f"seed={seed}"]
-            cell = Cell(entry, seed, overrides, threads, "", shlex.join(line))
-            facts = {k: v for k, v in cell_config(cell).items() if k not in ("home", "data_dir", "hints", "experiment")}
+            line += [f"threads={threads}"] if threads else []  # results depend on it in the last digits
+            facts = {k: v for k, v in own_config.items() if k not in ("home", "data_dir", "hints", "experiment")}
             if name not in LEARNT:  # what only agents read must not make another cell of a rule
                 facts = {k: v for k, v in facts.items() if k not in ("agent", "policy")}
                 facts |= {"reward": facts["reward"] if name == "headroom" else None}
                 facts |= {"observation": facts["observation"] if name == "mtkd_rl" else None}
-            slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
             key = digest(FORMAT, name, facts, task.fingerprint, files)
-            cell.folder = str(Path(settings.cells) / f"{slug}-seed{seed}-{key}")
-            cells.append(cell)
+            folder = Path(settings.cells) / f"{name.replace(':', '-')}-seed{seed}-{key}"
+            cells.append(Cell(entry, seed, own_config, str(folder), shlex.join(line)))
     return cells
+
+
+def _checked(entry: str, base: Sequence[str], process: ProcessSettings) -> dict[str, Any]:
+    """The entry's whole configuration; `UserError` before anything runs for an unknown agent, a wrong setting, a missing package."""
+    name, *more = entry.split()
+    if name.partition(":")[0] == "single":
+        one_of(name.partition(":")[2], [t.name for t in process.teachers.pool], "single: teacher")
+    else:
+        one_of(name, (*RULES, "single", *LEARNT), "agents: entry")
+    if name not in LEARNT:
+        return configs.compose([*base, *more])
+    config = configs.compose([*base, *more, f"agent={name}"])
+    parse(reinforce.ReinforceSettings if name == "reinforce" else sb3.SB3Settings, config["agent"], "agent")
+    if name != "reinforce":
+        sb3.algorithm(name)
+    return config
 
 
 def _cores() -> int:
@@ -250,7 +241,7 @@ def _paths(process: ProcessSettings) -> list[str]:
 
 def _stamp(path: str) -> list[Any]:
     """What tells that local files behind a name have changed: sizes and times; hub ids and packages are their name."""
-    place = Path(path).expanduser()
+    place = expand(path)
     files = sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else [place] * place.is_file()
     return [path, *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
 
@@ -296,8 +287,9 @@ def run_grid(cells: Sequence[Cell], jobs: int) -> tuple[list[dict[str, Any]], di
             if pool is not None:
                 pool.shutdown()
 
-        with ThreadPoolExecutor(max(1, min(jobs, len(todo)))) as slots:
-            list(slots.map(slot, range(max(1, min(jobs, len(todo))))))
+        count = max(1, min(jobs, len(todo)))
+        with ThreadPoolExecutor(count) as slots:
+            list(slots.map(slot, range(count)))
     return [results[i] for i in sorted(results)], errors
 
 
@@ -406,10 +398,10 @@ def run(config: dict[str, Any]) -> None:
     """Run what is missing of the grid; print and write the table."""
     grid = {k: config.pop(k) for k in ("agents", "seeds", "jobs", "cells")}
     settings = parse(CompareSettings, grid, "compare")
-    settings.cells = str(Path(settings.cells).expanduser().absolute())
+    settings.cells = str(expand(settings.cells).absolute())
     cells = plan(settings, config, list(HydraConfig.get().overrides.task))
-    on_gpu = str(config["device"]).startswith("cuda")
-    jobs = settings.jobs or (1 if on_gpu or not cells[0].threads else max(1, _cores() // cells[0].threads))
+    on_gpu, threads = str(config["device"]).startswith("cuda"), cells[0].config["threads"]
+    jobs = settings.jobs or (1 if on_gpu or not threads else max(1, _cores() // threads))
     results, errors = run_grid(cells, jobs)
     folder = runs.run_folder()
     check(bool(results), "no cell finished: " + "; ".join(f"{k}: {v}" for k, v in errors.items())[:500])

@@ -173,12 +173,7 @@ def train(
         states, _ = env.reset(
             seed=seed if episode == 0 else None, options={"student": settings.joint if episode else "restart"}
         )
-        best, selected, total, done = (
-            runs.Best(process),
-            runs.Selected(process.num_teachers, len(process.labels), process.budget),
-            0.0,
-            False,
-        )
+        best, selected, total, done = runs.Best(process), runs.Selected(process), 0.0, False
         while not done:
             started = time.perf_counter()
             warming = steps < settings.warmup
@@ -242,7 +237,6 @@ def learn(config: dict[str, Any], folder: Path) -> tuple[Core, runs.Learnt]:
     with SummaryWriter(str(folder / "tensorboard")) as writer:
         selector, learnt = train(env.unwrapped, settings, config["seed"], writer)
     save_file({k: v.contiguous() for k, v in selector.state_dict().items()}, folder / "policy.safetensors")
-
     return env.unwrapped.core, learnt
 
 

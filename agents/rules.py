@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from distill.losses import soft_labels
+from distill.models import isolated_rng
 from distill.process import Current, Distillation
 from distill.settings import UserError, check, one_of
 from envs.rewards import Reward, RewardSettings
@@ -230,8 +231,7 @@ class MTKDRL(Rule):
 
     def __init__(self, core: Core, seed: int, lr: float = 0.1) -> None:
         self.process = core.process
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with isolated_rng(seed):
             self.agent = nn.Linear(core.observe.space.shape[0], core.process.num_teachers)
         self.optimizer = torch.optim.SGD(self.agent.parameters(), lr=lr)
         self.last: tuple[Tensor, Current] | None = None
@@ -242,7 +242,7 @@ class MTKDRL(Rule):
         seen = torch.from_numpy(states)
         with torch.no_grad():
             student = F.log_softmax(_student_logits(self.process, batch), -1).cpu()
-            teachers = F.log_softmax(torch.from_numpy(batch.logits), -1)
+            teachers = torch.from_numpy(batch.log_probs)
             kl = (teachers.exp() * (teachers - student[:, None])).sum(-1)
             parts = (
                 F.softmax(self.agent(seen), -1),

@@ -50,9 +50,10 @@ class Selected:
 
     BINS = 24  # of the curve over time
 
-    def __init__(self, teachers: int, instances: int, steps: int) -> None:
+    def __init__(self, process: Distillation) -> None:
+        teachers, instances = process.num_teachers, len(process.labels)
         self.count, self.empty, self.on = 0, 0, np.zeros(teachers)
-        self.steps, self.done = max(1, steps), 0
+        self.steps, self.done = process.budget, 0
         self.bins, self.filled = np.zeros((self.BINS, teachers)), np.zeros(self.BINS)
         self.last = np.full((instances, teachers), -1, np.float32)
 
@@ -110,8 +111,7 @@ def follow(core: Core, choose: Rule, seed: int, name: str) -> Run:
     """Train a student from the warm start for the whole budget under `choose`; keep its best point on dev, test that once."""
     process = core.process
     process.begin(seed)
-    best = Best(process)
-    selected = Selected(process.num_teachers, len(process.labels), process.budget)
+    best, selected = Best(process), Selected(process)
     nothing, started = np.empty(0, np.float32), time.perf_counter()
     with tqdm(total=process.budget, desc=name, unit="step", disable=None, leave=False) as bar:
         while not process.done:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+
+from agents import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = "counterfactual"
@@ -43,11 +44,10 @@ def cell(runs: Path, variant: str, seed: int, overrides: list[str]) -> dict[str,
     return result
 
 
-def paired(differences: np.ndarray) -> dict[str, float | None]:
-    """Mean of paired differences and the half width of its 95 % interval (Student's t); None from a single seed."""
-    n = len(differences)
-    half = float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n)) if n > 1 else None
-    return {"mean": float(differences.mean()), "half_width": half}
+def over_control(points: np.ndarray, control: np.ndarray) -> dict[str, float | None]:
+    """Mean of paired differences and the half width of its 95 % interval; None from a single seed."""
+    pair = stats.paired(points, control)
+    return {"mean": pair.mean, "half_width": None if pair.interval is None else pair.interval[1] - pair.mean}
 
 
 def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "seeds": [r["seed"] for r in results],
         **{name: values.tolist() for name, values in accuracy.items()},
-        "points_over_control": paired(gain),
+        "points_over_control": over_control(100 * accuracy["student"], 100 * accuracy["control"]),
         "gap_closed": float(gain.mean() / room.mean()),
         "mean_size": [r["selection"]["mean_size"] for r in results],
         "train_s": [r["cost"]["train_s"] for r in results],

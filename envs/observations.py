@@ -86,7 +86,7 @@ class Observation:
         with torch.inference_mode():
             log_probs = F.log_softmax(self.process.student.forward(now.inputs), -1)
             loss = -log_probs.gather(1, now.gold[:, None])
-            teachers = torch.from_numpy(now.logits).to(log_probs.device).log_softmax(-1)
+            teachers = torch.from_numpy(now.log_probs).to(log_probs.device)
             # KL(teacher k || student): what the student would have to learn from each of them
             divergence = (teachers.exp() * (teachers - log_probs[:, None])).sum(-1)
             flat = torch.cat((log_probs.exp(), loss / LOSS_CAP, divergence / LOSS_CAP), 1).clamp(0, 1).cpu().numpy()

@@ -210,7 +210,7 @@ def test_one_failing_cell_does_not_stop_the_rest(tiny_overrides, tmp_path):
 
 
 def test_a_worker_that_dies_takes_only_its_cell(tmp_path, monkeypatch):
-    cells = [compare.Cell(name, 0, [], None, str(tmp_path / name), "") for name in ("dies", "lives")]
+    cells = [compare.Cell(name, 0, {}, str(tmp_path / name), "") for name in ("dies", "lives")]
     monkeypatch.setattr(compare, "_attempt", _stand_in)
     results, errors = compare.run_grid(cells, 1)
     assert [r["agent"] for r in results] == ["lives"]
