@@ -175,7 +175,7 @@ def base_results(config: dict[str, Any], process: Distillation, teachers: list[d
             "labels": list(task.label_names),
         },
         "teachers": teachers[:-1],
-        "ensemble": {role: teachers[-1][role] for role in ("dev", *tests)},
+        "ensemble": {role: teachers[-1][role] for role in ("train", "dev", *tests)},
     }
 
 

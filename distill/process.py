@@ -64,10 +64,13 @@ class Prepared:
         return digest(self.task.fingerprint, [t.fingerprint for t in self.teachers], self.encoder.fingerprint)
 
     def teacher_scores(self) -> list[dict[str, Any]]:
-        """Metrics of every teacher, and last of their averaged probabilities (`ensemble`), on dev and the tests."""
+        """Metrics of every teacher, and last of their averaged probabilities (`ensemble`), on train, dev and the tests.
+
+        Train is what the student is told; far above dev, the teachers are over-confident there (see `teachers.folds`).
+        """
         rows: list[dict[str, Any]] = [{"name": t.name, "fingerprint": t.fingerprint} for t in self.teachers]
         rows.append({"name": "ensemble"})
-        for role in ("dev", *self.task.tests):
+        for role in ("train", "dev", *self.task.tests):
             split = self.task.splits[role]
             started = time.perf_counter()
             logits = self.signals(role).logits(np.arange(len(split)))

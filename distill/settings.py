@@ -175,9 +175,14 @@ class TeachersSettings:
     name: str = "own"
     pool: list[TeacherSettings] = field(default_factory=list)
     signals: str = "stored"  # stored: computed once and kept on disk; live: a forward whenever asked
+    folds: int = 0  # from 2: signals of a training instance come from a copy of the teacher that never saw it
 
     def __post_init__(self) -> None:
         plain_name(self.name, "teachers.name")
+        check(
+            self.folds == 0 or 2 <= self.folds <= 20,
+            f"teachers.folds={self.folds} must lie in [2, 20], or be 0 for none",
+        )
         one_of(self.signals, ("stored", "live"), "teachers.signals")
         names = [t.name for t in self.pool]
         check(

@@ -37,6 +37,10 @@ class Source(Protocol):
         """Float32 `[N, width]`, in the split's order."""
         ...
 
+    def release(self) -> None:
+        """Forget what `compute` loaded; it may be asked again."""
+        ...
+
 
 class TeacherSignals(Protocol):
     """What is known of instances, by row of one split. K teachers, C classes, D numbers of the encoder."""
@@ -103,6 +107,7 @@ def stored(source: Source, split: Split, home: Path) -> np.ndarray:
 
     def build(temporary: Path) -> dict[str, Any]:
         values = checked(source.compute(split), len(split), source)
+        source.release()  # a pool need not lie in memory whole
         np.save(temporary / "values.npy", values, allow_pickle=False)
         np.save(temporary / "ids.npy", split.ids.astype(np.str_), allow_pickle=False)
         return {"width": values.shape[1]}
@@ -165,6 +170,9 @@ class BagEncoder:
                     out[i] += self._vector(f"{place}:{word}")
         return unit(out)
 
+    def release(self) -> None:
+        """There is no model: nothing to forget."""
+
 
 class TransformerEncoder:
     """A pretrained encoder, used as it is: the mean of its last states over the tokens, or the first token's (the paper's [CLS])."""
@@ -188,6 +196,10 @@ class TransformerEncoder:
         types = takes_token_types(self._model)
         tokens = TokenizedSplit.build(split.texts, tokenizer, self.settings.max_length, self.device, types)
         return unit(run_over(tokens, self._pool, progress=f"encoder on {split.role}").numpy())
+
+    def release(self) -> None:
+        """Forget the loaded model; it is loaded again when asked."""
+        self._model = None
 
     def _pool(self, batch: Batch) -> Tensor:
         with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):

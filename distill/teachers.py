@@ -63,6 +63,10 @@ class ModelTeacher:
         progress = f"teacher {self.name} on {split.role}" if len(split) > 256 else None
         return student.predict(tokens, progress=progress).numpy()[:, self._order]
 
+    def release(self) -> None:
+        """Forget the loaded model; it is loaded again when asked."""
+        self._student = None
+
     def _load(self) -> Student:
         if self._student is None:
             what = f"teacher {self.name}"
@@ -124,25 +128,82 @@ class FileTeacher:
         )
         return self._logits[[self._row[str(i)] for i in split.ids]]
 
+    def release(self) -> None:
+        """The table is small: nothing to forget."""
+
+
+class FoldedTeacher:
+    """A teacher cross-fitted on the train split: of every training instance its signals come from a copy that never saw it.
+
+    A fine-tuned teacher is over-confident where it was trained; its copies are not. Other splits, which no copy saw,
+    are left to the teacher fine-tuned on everything.
+    """
+
+    def __init__(self, whole: Source, copies: list[Source], train: Split, fold: np.ndarray) -> None:
+        self.name, self.width, self.whole, self.copies = whole.name, whole.width, whole, copies
+        self.fingerprint = digest("folds", whole.fingerprint, [c.fingerprint for c in copies])
+        self._fold = dict(zip(train.ids.tolist(), fold.tolist(), strict=True))
+
+    def compute(self, split: Split) -> np.ndarray:
+        """Logits, float32 `[N,C]`."""
+        if split.role != "train":
+            return self.whole.compute(split)
+        fold = np.array([self._fold[name] for name in split.ids.tolist()])
+        out = np.empty((len(split), self.width), np.float32)
+        for i, copy in enumerate(self.copies):
+            rows = np.flatnonzero(fold == i)
+            if len(rows):
+                out[rows] = copy.compute(split.take(rows))
+        return out
+
+    def release(self) -> None:
+        """Forget the loaded models; they are loaded again when asked."""
+        for source in (self.whole, *self.copies):
+            source.release()
+
+
+def folds_of(train: Split, folds: int) -> np.ndarray:
+    """The fold `[N]` of every training instance: stratified by label, and the same for all teachers of a pool."""
+    from sklearn.model_selection import StratifiedKFold
+
+    fewest = int(np.unique(train.labels, return_counts=True)[1].min())
+    check(fewest >= folds, f"teachers.folds={folds}: the rarest class has {fewest} training instances; use fewer folds")
+    fold = np.empty(len(train), np.int64)
+    parts = StratifiedKFold(folds, shuffle=True, random_state=0).split(train.labels, train.labels)
+    for i, (_, held_out) in enumerate(parts):
+        fold[held_out] = i
+    return fold
+
 
 def load_pool(
     settings: TeachersSettings, task: Task, home: Path, device: torch.device, amp: torch.dtype | None
 ) -> list[Source]:
     """Every teacher of the pool, in order; those that need fine-tuning and are not kept yet are fine-tuned now."""
+    check(
+        settings.folds == 0 or any(_learns_train(spec) for spec in settings.pool),
+        f"teachers.folds={settings.folds}: no teacher of the pool is fine-tuned on train here, so there is nothing to cross-fit; use 0",
+    )
     for spec in settings.pool:  # every path before the first fine-tuning
         if spec.path is not None:
             resolve(spec.path, f"teacher {spec.name}")
     ready = sorted(
         settings.pool, key=lambda spec: spec.probs is None and not spec.fitted
     )  # mistakes there cost nothing
-    teachers = {spec.name: load_teacher(spec, task, home, device, amp) for spec in ready}
+    teachers = {spec.name: load_teacher(spec, task, home, device, amp, settings.folds) for spec in ready}
     return [teachers[spec.name] for spec in settings.pool]
 
 
+def _learns_train(spec: TeacherSettings) -> bool:
+    return not spec.fitted and spec.probs is None and spec.pool is None
+
+
 def load_teacher(
-    spec: TeacherSettings, task: Task, home: Path, device: torch.device, amp: torch.dtype | None
+    spec: TeacherSettings, task: Task, home: Path, device: torch.device, amp: torch.dtype | None, folds: int = 0
 ) -> Source:
-    """One teacher, fine-tuned on the task's train split (or on its pool) unless it is given fitted or as a file."""
+    """One teacher, fine-tuned on the task's train split (or on its pool) unless it is given fitted or as a file.
+
+    With `folds`, a teacher fine-tuned on train is cross-fitted; the others never saw train here, and stay as they are.
+    """
     what = f"teacher {spec.name}"
     if spec.probs is not None:
         return FileTeacher(spec, task)
@@ -155,7 +216,20 @@ def load_teacher(
         f"{what}: task {task.name} has no pool {spec.pool!r}; it has {', '.join(task.pools) or 'none'}",
     )
     data = task.splits["train"] if spec.pool is None else task.pools[spec.pool]
-    base = resolve(spec.path, what) if spec.path else None
+    cross_fit = folds > 0 and _learns_train(spec)
+    fold = folds_of(data, folds) if cross_fit else np.zeros(0)
+    whole = _fine_tuned(spec, task, data, home, device, amp)
+    if not cross_fit:
+        return whole
+    rest = [data.take(np.flatnonzero(fold != i)) for i in range(folds)]
+    return FoldedTeacher(whole, [_fine_tuned(spec, task, part, home, device, amp) for part in rest], data, fold)
+
+
+def _fine_tuned(
+    spec: TeacherSettings, task: Task, data: Split, home: Path, device: torch.device, amp: torch.dtype | None
+) -> Source:
+    """The teacher fine-tuned on `data`, from the cache or made now."""
+    base = resolve(spec.path, f"teacher {spec.name}") if spec.path else None
     facts = {
         "format": FORMAT,
         "spec": {k: v for k, v in asdict(spec).items() if k not in ("path", "labels")},
@@ -245,11 +319,10 @@ def _command(config: Any) -> None:
     from .settings import ProcessSettings
 
     prepared = prepare(ProcessSettings.from_config(config))
-    print(f"\n{'teacher':24s} {'dev acc':>8s} {'test acc':>9s} {'test loss':>10s}")
+    roles = ("train", "dev", *prepared.task.tests)
+    print(f"\n{'teacher':24s}" + "".join(f" {f'{r} acc':>12s} {f'{r} loss':>12s}" for r in roles))
     for row in prepared.teacher_scores():
-        print(
-            f"{row['name']:24s} {row['dev']['accuracy']:8.3f} {row['test']['accuracy']:9.3f} {row['test']['loss']:10.3f}"
-        )
+        print(f"{row['name']:24s}" + "".join(f" {row[r]['accuracy']:12.3f} {row[r]['loss']:12.3f}" for r in roles))
 
 
 if __name__ == "__main__":

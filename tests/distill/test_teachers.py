@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,9 +18,9 @@ import transformers
 
 from distill import teachers
 from distill.models import load_classifier
-from distill.settings import RoleError, TeacherSettings, TeachersSettings, UserError
-from distill.tasks import Task
-from distill.teachers import fit, load_pool, load_teacher, vocabulary_texts
+from distill.settings import CorpusSettings, RoleError, TaskSettings, TeacherSettings, TeachersSettings, UserError
+from distill.tasks import Split, Task, load_task
+from distill.teachers import FoldedTeacher, fit, folds_of, load_pool, load_teacher, vocabulary_texts
 
 CPU = torch.device("cpu")
 CONFIG = {
@@ -135,6 +136,85 @@ def test_refused_settings(settings: dict[str, Any], message: str) -> None:
         TeachersSettings()
     with pytest.raises(UserError, match=r"names must differ, got t, t"):
         TeachersSettings(pool=[fresh(), fresh()])
+
+
+# --- cross-fitted -----------------------------------------------------------------------------------------------------
+
+
+def test_no_training_instance_is_judged_by_a_copy_that_saw_it(
+    small_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, real = [], teachers.fit
+    monkeypatch.setattr(teachers, "fit", lambda *a: seen.append(set(a[2].ids.tolist())) or real(*a))
+    train, dev = small_task.splits["train"], small_task.splits["dev"]
+    folded = load_teacher(fresh(), small_task, tmp_path, CPU, None, folds=4)
+    assert isinstance(folded, FoldedTeacher)
+    assert [len(ids) for ids in seen] == [64, 48, 48, 48, 48], "the whole, and four copies on three quarters"
+    fold = folds_of(train, 4)
+    for i, ids in enumerate(seen[1:]):
+        rows = np.flatnonzero(fold == i)
+        assert not ids & set(train.ids[rows].tolist())
+        np.testing.assert_allclose(folded.compute(train)[rows], folded.copies[i].compute(train.take(rows)), atol=1e-5)
+    np.testing.assert_array_equal(folded.compute(dev), folded.whole.compute(dev))
+    rows = np.array([9, 3, 9, 40])
+    np.testing.assert_allclose(folded.compute(train.take(rows)), folded.compute(train)[rows], atol=1e-5)
+    assert folded.fingerprint != folded.whole.fingerprint
+    again = load_teacher(fresh(), small_task, tmp_path, CPU, None, folds=4)
+    assert again.fingerprint == folded.fingerprint
+    assert len(seen) == 5, "fitted once"
+
+
+def test_folds_are_stratified_and_the_same_for_all(small_task: Task) -> None:
+    train = small_task.splits["train"]
+    fold = folds_of(train, 3)
+    np.testing.assert_array_equal(fold, folds_of(train, 3))
+    counts = np.array([np.bincount(fold[train.labels == c], minlength=3) for c in (0, 1)])
+    assert np.ptp(counts, axis=1).max() <= 1
+
+
+def test_cross_fitting_takes_away_confidence_in_what_was_learnt_by_heart(tmp_path: Path) -> None:
+    """Labels that are noise: the teacher that saw them knows them, its copies cannot."""
+    noisy = load_task(TaskSettings(corpus=CorpusSettings(train=64, reward=24, dev=24, test=24, pool=32)))
+    train = noisy.splits["train"]
+    rng = np.random.default_rng(0)
+    train = Split("train", train.ids, train.texts, rng.permutation(train.labels))
+    task = dataclasses.replace(noisy, splits={**noisy.splits, "train": train})
+    folded = load_teacher(fresh(epochs=30), task, tmp_path, CPU, None, folds=4)
+    assert isinstance(folded, FoldedTeacher)
+    known, unknown = (
+        task.scores(values, train.labels) for values in (folded.whole.compute(train), folded.compute(train))
+    )
+    assert known["accuracy"] > 0.9
+    assert unknown["accuracy"] < 0.7
+    assert unknown["loss"] > known["loss"] + 0.3
+
+
+def test_only_teachers_that_learn_train_are_cross_fitted(
+    small_task: Task, tmp_path: Path, zoo: dict[str, Path]
+) -> None:
+    by_pool = TeachersSettings(pool=[fresh(name="a", pool="film"), fresh(name="b")], folds=2)
+    one, two = load_pool(by_pool, small_task, tmp_path, CPU, None)
+    assert not isinstance(one, FoldedTeacher)
+    assert isinstance(two, FoldedTeacher)
+    nobody = TeachersSettings(pool=[fresh(pool="film")], folds=2)
+    with pytest.raises(UserError, match=r"teachers.folds=2: no teacher of the pool is fine-tuned on train here.*use 0"):
+        load_pool(nobody, small_task, tmp_path, CPU, None)
+
+
+def test_folds_that_cannot_be(small_task: Task, tmp_path: Path) -> None:
+    for folds in (1, -1, 21):
+        with pytest.raises(UserError, match=rf"teachers.folds={folds} must lie in \[2, 20\], or be 0 for none"):
+            TeachersSettings(pool=[fresh()], folds=folds)
+    rows = np.r_[
+        np.flatnonzero(small_task.splits["train"].labels == 0),
+        np.flatnonzero(small_task.splits["train"].labels == 1)[:2],
+    ]
+    rare = dataclasses.replace(small_task, splits={**small_task.splits, "train": small_task.splits["train"].take(rows)})
+    with pytest.raises(
+        UserError, match=r"teachers.folds=3: the rarest class has 2 training instances; use fewer folds"
+    ):
+        load_teacher(fresh(), rare, tmp_path, CPU, None, folds=3)
+    assert not entries(tmp_path), "refused before anything is trained"
 
 
 # --- taken as they are ------------------------------------------------------------------------------------------------
