@@ -177,24 +177,51 @@ def test_a_killed_grid_goes_on_and_ends_alike(grid, tiny_overrides, tmp_path):
     assert tables(tmp_path / "run") == tables(grid[0])
 
 
-def test_a_sweep_of_jobs_fills_the_cells_that_a_local_run_reads(tiny_overrides, tmp_path):
-    """Through submitit's local executor, a job a seed; the table is that of a local run that did everything itself."""
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
-    arguments = [*tiny_overrides, "threads=1", "agents=[labels]"]
-    cells = f"cells={tmp_path / 'cells'}"
-    sweep = ["-m", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "seeds=1", "seed=0,1"]
-    line = [sys.executable, str(ROOT / "agents/compare.py"), *sweep, *arguments, cells]
+SWEEP = ("threads=1", "agents=[labels]")
+
+
+@pytest.fixture(scope="module")
+def local(tiny_overrides, tmp_path_factory):
+    """The tables of a run that did everything itself: two seeds of one rule."""
+    folder = tmp_path_factory.mktemp("local")
+    arguments = [*tiny_overrides, *SWEEP, "seeds=2", f"cells={folder / 'cells'}"]
+    subprocess.run(command(*arguments, folder=folder / "run"), check=True, capture_output=True, timeout=500)
+    return tables(folder / "run")
+
+
+@pytest.fixture
+def launcher(request):
+    """Overrides that send a sweep's jobs elsewhere: submitit's local executor, or a Ray cluster of two nodes with a core each."""
+    if request.param == "submitit":
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
+        yield ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"]
+        return
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs the extra ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        yield ["hydra/launcher=ray_cluster", f"hydra.launcher.ray.init.address={cluster.address}"]
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.parametrize("launcher", ["submitit", "ray"], indirect=True)
+def test_a_sweep_of_jobs_fills_the_cells_that_a_local_run_reads(launcher, local, tiny_overrides, tmp_path):
+    """A job a seed; the table is that of a local run that did everything itself."""
+    arguments = [*tiny_overrides, *SWEEP, f"cells={tmp_path / 'cells'}"]
+    line = [sys.executable, str(ROOT / "agents/compare.py"), "-m", *launcher, *arguments, "seeds=1", "seed=0,1"]
     done = subprocess.run(
         [*line, f"hydra.sweep.dir={tmp_path / 'sweep'}"], capture_output=True, text=True, timeout=500, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").glob("*/result.json")}
     assert len(kept) == 4
-    for name, where in (("read", cells), ("local", f"cells={tmp_path / 'own'}")):
-        whole = [*arguments, "seeds=2", where]
-        subprocess.run(command(*whole, folder=tmp_path / name), check=True, capture_output=True, timeout=500)
+    read = command(*arguments, "seeds=2", folder=tmp_path / "read")
+    subprocess.run(read, check=True, capture_output=True, timeout=500)
     assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
-    assert tables(tmp_path / "read") == tables(tmp_path / "local")
+    assert tables(tmp_path / "read") == local
 
 
 def test_one_failing_cell_does_not_stop_the_rest(tiny_overrides, tmp_path):
