@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ from rich.text import Text
 from tqdm.auto import tqdm
 
 import configs
-from agents import reinforce, runs, sb3, stats
+from agents import reinforce, report, runs, sb3, stats
 from agents.rules import RULES, make_rule
 from distill.cache import write_json
+from distill.process import prepare
 from distill.settings import ProcessSettings, UserError, check, digest, expand, one_of, parse
 from distill.tasks import load_task
 from envs.teacher_select import Core
@@ -54,6 +56,7 @@ class CompareSettings:
     seeds: int = 3
     jobs: int | None = None
     cells: str = "cells"
+    report: bool = True
 
     def __post_init__(self) -> None:
         check(self.seeds > 0, f"seeds={self.seeds} must be positive")
@@ -178,7 +181,7 @@ def _start_worker() -> None:
 
 def plan(settings: CompareSettings, config: dict[str, Any], given: Sequence[str]) -> list[Cell]:
     """All cells, seeds first; `given` are the command line's overrides. `UserError` for an unknown agent or setting."""
-    own = {"agents", "seeds", "jobs", "cells", "seed", "threads"}
+    own = {"agents", "seeds", "jobs", "cells", "report", "seed", "threads"}
     base = [o for o in given if o.lstrip("+~").partition("=")[0] not in own and not o.startswith("hydra")]
     for override in base:
         check(
@@ -396,7 +399,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def run(config: dict[str, Any]) -> None:
     """Run what is missing of the grid; print and write the table."""
-    grid = {k: config.pop(k) for k in ("agents", "seeds", "jobs", "cells")}
+    grid = {k: config.pop(k) for k in ("agents", "seeds", "jobs", "cells", "report")}
     settings = parse(CompareSettings, grid, "compare")
     settings.cells = str(expand(settings.cells).absolute())
     cells = plan(settings, config, list(HydraConfig.get().overrides.task))
@@ -432,6 +435,17 @@ def run(config: dict[str, Any]) -> None:
     }
     write_json(folder / "comparison.json", comparison)
     write_csv(folder / "comparison.csv", [row for rows in tables.values() for row in rows])
+    if settings.report:
+        missing = [p for p in report.PACKAGES if find_spec(p) is None]
+        if missing:
+            print(
+                f"no report: {', '.join(missing)} not installed; pip install 'teacher-select[report]', or report=false"
+            )
+        else:
+            done = {(r["agent"], r["seed"]) for r in results}
+            places = {(c.entry, c.seed): Path(c.folder) for c in cells if (c.entry, c.seed) in done}
+            prepared = prepare(ProcessSettings.from_config(cells[0].config))
+            print(f"report: {report.write(folder / 'report', comparison, results, places, prepared)}")
     for label, error in errors.items():
         print(f"failed: {label}: {error}")
     print(f"written to {folder}")
