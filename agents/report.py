@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,7 +247,7 @@ def _selection(choices: Mapping[str, Sequence[np.ndarray]], prepared: Prepared, 
                 "rate": float(last[mask[:, k] & (last[:, k] >= 0), k].mean()),
             }
             for agent, arrays in choices.items()
-            for last in arrays
+            for last in (np.asarray(array, np.float64) for array in arrays)  # kept as float16
             for label, mask in cuts
             for k, name in enumerate(names)
             if (mask[:, k] & (last[:, k] >= 0)).any()
@@ -304,6 +305,11 @@ def to_plotly(chart: Chart, frame: pd.DataFrame) -> PlotlyFigure:
     """One picture for the page. Colours of text and lines are the page's, which knows light from dark."""
     from plotly import graph_objects as go
 
+    # Plotly reads tags in labels
+    frame, whole = (
+        f.map(lambda v: html.escape(v, quote=False) if isinstance(v, str) else v) for f in (frame, chart.frame)
+    )
+    chart = replace(chart, frame=whole)
     groups = 1 if chart.group is None else chart.frame[chart.group].nunique()
     figure = go.Figure(layout={"height": 340 + 22 * (groups // 5)})
     if chart.kind == "forest":
@@ -371,7 +377,9 @@ def to_png(chart: Chart, path: Path) -> None:
     parts = list(chart.parts())
     columns = min(3, len(parts))
     rows = -(-len(parts) // columns)
+    groups = 0 if chart.group is None else chart.frame[chart.group].nunique()
     tall = 1.2 + 0.24 * chart.frame[chart.y].nunique() if chart.kind in ("forest", "stack") else 3.2
+    tall += 0.17 * -(-groups // 4) / rows  # the legend
     figure = Figure(figsize=(7.5 if columns == 1 else 4.2 * columns, tall * rows), layout="constrained")
     for i, (title, frame) in enumerate(parts):
         axes = figure.add_subplot(rows, columns, i + 1)

@@ -13,16 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compare_helpers import AGENTS, ROOT, command
 
 from agents import compare, stats
 from distill.settings import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
-AGENTS = 'agents=[best_single,"reinforce agent.episodes=1"]'
-
-
-def command(*arguments: str, folder: Path) -> list[str]:
-    return [sys.executable, str(ROOT / "agents/compare.py"), *arguments, f"hydra.run.dir={folder}"]
 
 
 def result(seed: int, agent: str, accuracy: float, loss: float = 0.5) -> dict:
@@ -108,17 +102,6 @@ def test_an_agents_settings_belong_into_its_entry(tiny_config, tiny_overrides):
 
 
 # --- whole grids ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def grid(tiny_overrides, tmp_path_factory) -> tuple[Path, Path]:
-    """A finished grid: its run folder and its cells."""
-    folder = tmp_path_factory.mktemp("grid")
-    arguments = [*tiny_overrides, "threads=1", AGENTS, "seeds=2", "jobs=2", f"cells={folder / 'cells'}"]
-    done = subprocess.run(command(*arguments, folder=folder / "run"), capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    assert "best_single" in done.stdout
-    return folder / "run", folder / "cells"
 
 
 def tables(folder: Path) -> dict:

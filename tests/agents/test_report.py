@@ -1,0 +1,359 @@
+"""The report: charts say what the cells hold, and the page works in a real browser, opened from disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from agents import report
+
+pytest.importorskip("plotly", reason="needs the extra report")
+pytest.importorskip("matplotlib", reason="needs the extra report")
+
+EVIL = "<script>document.title = 'taken'</script> </script> & <b>bold</b>"
+
+
+@pytest.fixture(scope="module")
+def measured(grid):
+    """The comparison, its results and the folders of its cells."""
+    run, cells = grid
+    results = [json.loads(p.read_text()) for p in sorted(cells.glob("*/result.json"))]
+    places = {
+        (r["agent"], r["seed"]): p.parent for r, p in zip(results, sorted(cells.glob("*/result.json")), strict=True)
+    }
+    return json.loads((run / "comparison.json").read_text()), results, places
+
+
+def last_choices(places, agent):
+    return [np.load(p / "choices.npz")["last"].astype(float) for (a, _), p in places.items() if a == agent]
+
+
+# --- charts -----------------------------------------------------------------------------------------------------------
+
+
+def test_charts_say_what_the_cells_hold(measured, prepared):
+    comparison, results, places = measured
+    choices = {"best_single": last_choices(places, "best_single")}
+    charts = {c.name: c for c in report.charts(comparison, results, choices, prepared)}
+    rows = {r["agent"]: r for r in comparison["tables"]["test"]}
+    forest = charts["differences-accuracy-test"].frame.set_index("agent")
+    pair = rows["best_single"]["difference_accuracy"]
+    assert forest.loc["best_single", "mean"] == pytest.approx(100 * pair["mean"])
+    assert forest.loc["best_single", "high"] == pytest.approx(100 * pair["interval"][1])
+    assert "control" not in forest.index
+    curve = charts["student"].frame.set_index(["agent", "step"])["accuracy"]
+    step = results[0]["curve"][0]["step"]
+    looks = [r["curve"][0]["accuracy"] for r in results if r["agent"] == "control"]
+    assert curve["control", step] == pytest.approx(np.mean(looks))
+    cost = charts["cost"].frame.set_index(["agent", "part"])["seconds"]
+    assert cost["control", "training the agent"] == 0
+    assert set(charts["gain"].frame["agent"]) == {"reinforce"}, "only learnt agents have joint training"
+
+
+def test_selection_is_cut_as_the_chart_says(measured, prepared):
+    comparison, results, places = measured
+    agent = "best_single"
+    choices = {agent: last_choices(places, agent)}
+    charts = {c.name: c for c in report.charts(comparison, results, choices, prepared)}
+    train = prepared.task.splits["train"]
+    right = prepared.signals("train").logits(np.arange(len(train))).argmax(-1) == train.labels[:, None]
+    k, name = 2, prepared.teachers[2].name
+
+    def mean_rate(mask: np.ndarray) -> float:
+        met = [last[mask & (last[:, k] >= 0), k] for last in choices[agent]]
+        return float(np.mean([m.mean() for m in met if len(m)]))
+
+    by = charts["selection-correctness"].frame.set_index(["teacher", "teacher is"])["rate"]
+    assert by[name, "right"] == pytest.approx(mean_rate(right[:, k]), rel=1e-6)
+    assert by[name, "wrong"] == pytest.approx(mean_rate(~right[:, k]), rel=1e-6)
+    assert by[name, "right"] > by[name, "wrong"], "the rule looks at who is right"
+    by = charts["selection-class"].frame.set_index(["teacher", "class"])["rate"]
+    assert by[name, "positive"] == pytest.approx(mean_rate(train.labels == 1), rel=1e-6)
+    words = np.array([sum(len(t.split()) for t in texts) for texts in train.texts])
+    by = charts["selection-length"].frame.set_index(["teacher", "length"])["rate"]
+    for label in charts["selection-length"].frame["length"].unique():
+        low, high = int(label.split()[0]), int(label.split()[2])
+        assert by[name, label] == pytest.approx(mean_rate((words >= low) & (words <= high)), rel=1e-6)
+
+
+def test_explorer_holds_what_was_said_and_done(measured, prepared):
+    _, _, places = measured
+    cells = {a: dict(np.load(p / "choices.npz")) for (a, seed), p in places.items() if seed == 0}
+    known = report.explorer(cells, prepared, [t.name for t in prepared.teachers], 0)
+    train, i = prepared.task.splits["train"], 7
+    row = int(cells["control"]["rows"][i])
+    assert known["texts"][i] == list(train.texts[row])
+    assert known["ids"][i] == str(train.ids[row])
+    assert known["gold"][i] == train.labels[row]
+    logits = prepared.signals("train").logits(np.array([row]))[0]
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(known["probs"][i], probs, atol=6e-4)
+    np.testing.assert_allclose(known["losses"][i], -np.log(probs[:, known["gold"][i]]), atol=2e-3)
+    one = known["agents"]["best_single"]
+    assert one["choice"][i] == cells["best_single"]["last"][row].tolist()
+    np.testing.assert_allclose(one["after"][i], cells["best_single"]["after"][i], atol=6e-4)
+    assert sum(one["choice"][i]) == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "learnt", "name"),
+    [
+        ("reinforce agent.episodes=1 agent.credit=shared", True, "reinforce credit=shared"),
+        ("single:film", False, "single:film"),
+        ("headroom reward.center=false", False, "headroom center=false"),
+        ("ppo", True, "ppo"),
+    ],
+)
+def test_names_of_agents(entry, learnt, name):
+    assert report.short(entry) == name
+    assert report.is_learnt(entry) is learnt
+
+
+def test_cards_say_plainly_that_nothing_is_shown():
+    def card(interval):
+        pair = {"mean": 0.01, "interval": interval}
+        rows = [{"agent": "control", "mean": 0.5}, {"agent": "reinforce", "difference_accuracy": pair}]
+        return report._cards({"metric": "accuracy", "tests": ["test"], "tables": {"test": rows}, "seeds": [0, 1]})[1][
+            "note"
+        ]
+
+    assert "zero is inside: nothing shown" in card([-0.01, 0.03])
+    assert card([0.002, 0.03]).endswith("above zero")
+    assert card([-0.02, -0.01]).endswith("below zero")
+    assert "one seed, no interval" in card(None)
+
+
+def test_every_figure_and_table_has_its_files(grid):
+    folder = grid[0] / "report"
+    csvs, pngs = ({p.stem for p in folder.glob(f"*.{kind}")} for kind in ("csv", "png"))
+    assert csvs == pngs
+    assert {"table-test", "differences-accuracy-test", "student", "gain", "selection-time", "cost"} <= csvs
+    assert all(len(pd.read_csv(p)) for p in folder.glob("*.csv"))
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in folder.glob("*.png"))
+
+
+def test_no_report_without_its_packages(grid, tiny_overrides, tmp_path, monkeypatch, capsys):
+    """One line, and the comparison is there all the same."""
+    from compare_helpers import AGENTS
+
+    import configs
+    from agents import compare
+
+    monkeypatch.setattr(compare, "find_spec", lambda name: None)
+    monkeypatch.setattr(compare, "HydraConfig", SimpleNamespace(get=lambda: hydra))
+    monkeypatch.setattr(compare.runs, "HydraConfig", SimpleNamespace(get=lambda: hydra))
+    arguments = [*tiny_overrides, "threads=1", AGENTS, "seeds=2", f"cells={grid[1]}"]
+    hydra = SimpleNamespace(
+        overrides=SimpleNamespace(task=arguments), runtime=SimpleNamespace(output_dir=str(tmp_path / "run"))
+    )
+    compare.run(configs.compose(arguments, name="compare"))
+    assert "no report: jinja2, plotly, matplotlib not installed" in capsys.readouterr().out
+    assert (tmp_path / "run" / "comparison.json").is_file()
+    assert not (tmp_path / "run" / "report").exists()
+
+
+# --- the page, in Chromium --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium that keeps its console."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    driver = shutil.which("chromedriver")
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    if driver is None or binary is None:
+        pytest.skip("no chromium and chromedriver here (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    quiet = "no-first-run disable-gpu disable-quic disable-background-networking disable-component-update disable-sync"
+    for flag in ("headless=new", "no-sandbox", f"user-data-dir={tmp_path_factory.mktemp('profile')}", *quiet.split()):
+        options.add_argument(f"--{flag}")
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    chrome.set_window_size(1280, 900)
+    yield chrome
+    chrome.quit()
+
+
+@pytest.fixture
+def page(browser, grid):
+    """The report of the grid, freshly opened; what it wrote on the console must be nothing."""
+    browser.get((grid[0] / "report" / "index.html").as_uri())
+    assert wait(browser, "return document.querySelectorAll('.plot .main-svg').length") >= 12
+    yield browser
+    assert browser.get_log("browser") == []
+
+
+def wait(browser, script: str, seconds: float = 20.0):
+    """The script's value as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while not (value := browser.execute_script(script)):
+        assert time.monotonic() < deadline, script
+        time.sleep(0.05)
+    return value
+
+
+def column(browser, place: int) -> list[str]:
+    return browser.execute_script(
+        "return [...document.querySelectorAll('#tables tbody tr')].filter(r => !r.hidden).map(r => r.cells[arguments[0]].textContent)",
+        place,
+    )
+
+
+def find(browser, css: str):
+    return browser.find_element("css selector", css)
+
+
+def test_nothing_comes_from_elsewhere(page):
+    loaded = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert loaded == []
+    assert page.execute_script("return [...document.querySelectorAll('.plot')].every(p => p.data && p.data.length)")
+
+
+def test_sorting(page):
+    assert column(page, 0) == ["control", "best_single", "reinforce agent.episodes=1"]
+    head = page.find_elements("css selector", "#tables th button")
+    head[1].click()
+    down = [float(v) for v in column(page, 1)]
+    assert down == sorted(down, reverse=True)
+    head[1].click()
+    assert [float(v) for v in column(page, 1)] == down[::-1]
+    head[3].click()
+    assert column(page, 0)[-1] == "control", "what has no value comes last"
+    head[0].click()
+    assert column(page, 0) == sorted(column(page, 0))
+
+
+def test_filtering_agents(page):
+    find(page, "#tables .filter").send_keys("REINF")
+    assert column(page, 0) == ["reinforce agent.episodes=1"]
+
+
+def test_selection_follows_the_agent(page):
+    def bars():
+        return page.execute_script("return document.querySelector('[data-figure=selection-correctness]').data[0].y")
+
+    assert find(page, "#agent").get_attribute("value") == "reinforce"
+    before = bars()
+    find(page, "#agent option[value='best_single'], #agent option:first-of-type").click()
+    assert find(page, "#agent").get_attribute("value") == "best_single"
+    wait(page, "return document.querySelector('[data-figure=selection-correctness]').data[0].name === 'right'")
+    assert bars() != before
+
+
+def test_search_and_explorer(page, prepared):
+    total = int(page.execute_script("return document.querySelectorAll('#list li').length"))
+    find(page, "#search").send_keys("BED")
+    found = page.execute_script("return [...document.querySelectorAll('#list li')].map(n => n.textContent)")
+    assert 0 < len(found) < total
+    assert all("bed" in text for text in found)
+    assert find(page, "#count").text == f"{len(found)} of {total}"
+    item = page.find_elements("css selector", "#list li")[-1]
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].click()", item)
+    assert find(page, "#detail blockquote").text == found[-1]
+    rows = page.execute_script(
+        "return [...document.querySelectorAll('#detail tbody tr')].map(r => r.cells[0].textContent)"
+    )
+    assert rows == [*(t.name for t in prepared.teachers), "student before", "student after"]
+    find(page, "#search").send_keys("no such text")
+    assert find(page, "#detail").text == "No instance matches."
+
+
+def test_explorer_shows_the_choice_of_the_agent(page, measured):
+    _, _, places = measured
+    cell = np.load(places["best_single", 0] / "choices.npz")
+    page.execute_script(
+        "const s = document.getElementById('by'); s.value = 'best_single'; s.dispatchEvent(new Event('input'))"
+    )
+    marks = page.execute_script(
+        "return [...document.querySelectorAll('#detail tbody tr')].slice(0, 4).map(r => r.cells[r.cells.length - 1].textContent)"
+    )
+    assert [m == "✓" for m in marks] == (cell["last"][cell["rows"][0]] > 0).tolist()
+    for which in ("disagree", "improved", "worsened", "alone"):
+        page.execute_script(
+            "const s = document.getElementById('which'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))",
+            which,
+        )
+        assert " of " in find(page, "#count").text
+
+
+def test_light_and_dark(page):
+    def colours():
+        return page.execute_script(
+            "return [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        )
+
+    one = colours()
+    find(page, "#theme").click()
+    other = colours()
+    assert one[0] != other[0]
+    assert one[1] != other[1]
+    inks = page.execute_script("return document.querySelector('.plot').layout.font.color.trim()")
+    assert inks == page.execute_script(
+        "return getComputedStyle(document.documentElement).getPropertyValue('--ink').trim()"
+    )
+    find(page, "#theme").click()
+    assert colours() == one
+
+
+def test_readable_on_a_phone(page):
+    """Nothing is wider than the screen (tables scroll inside their own frames), and plots keep within their boxes."""
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        wait(
+            page,
+            "return innerWidth === 390 && document.querySelector('.plot').layout.width <= 390 || innerWidth === 390",
+        )
+        time.sleep(0.5)
+        assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+        outside = page.execute_script(
+            "return [...document.querySelectorAll('.plot .svg-container')].filter(p => p.getBoundingClientRect().bottom >"
+            " p.closest('.plot').getBoundingClientRect().bottom + 1).length"
+        )
+        assert outside == 0
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_text_stays_text(browser, measured, prepared, tmp_path):
+    """Reviews, teachers, labels, agents and errors that look like HTML are shown and do nothing."""
+    comparison, results, places = measured
+    comparison = json.loads(json.dumps(comparison).replace("best_single", "best_single <i>x</i>"))
+    comparison["failed"] = {EVIL: EVIL}
+    comparison["teachers"] = [EVIL] * 4
+    results = [r | {"teachers": [f"{EVIL}{k}" for k in range(4)]} for r in results]
+    train = prepared.task.splits["train"]
+    evil = dataclasses.replace(train, texts=[(EVIL, EVIL)] * len(train), ids=np.array([EVIL] * len(train)))
+    task = dataclasses.replace(prepared.task, splits={**prepared.task.splits, "train": evil}, label_names=(EVIL, "b"))
+    stand_in = SimpleNamespace(task=task, signals=prepared.signals)
+    browser.get(report.write(tmp_path / "report", comparison, results, places, stand_in).as_uri())
+    wait(browser, "return document.querySelectorAll('.plot .main-svg').length >= 12")
+    assert browser.title.startswith("bundled")
+    assert (
+        browser.find_elements("css selector", "main b b, td > i, tbody b, blockquote *, #list b, .chip *, .plot a")
+        == []
+    )
+    assert find(browser, "#detail blockquote").text == EVIL
+    labels = browser.execute_script("return [...document.querySelectorAll('.plot text')].map(t => t.textContent)")
+    assert "best_single <i>x</i>" in labels
+    assert any(EVIL in text for text in labels)
+    assert EVIL in find(browser, "header").text
+    assert column(browser, 0)[1] == "best_single <i>x</i>"
+    assert len(browser.execute_script("return [...document.scripts]")) == 3
+    assert browser.get_log("browser") == []
+
+
+def test_written_again_over_itself(measured, prepared, tmp_path):
+    comparison, results, places = measured
+    one = report.write(tmp_path, comparison, results, places, prepared).read_bytes()
+    assert report.write(tmp_path, comparison, results, places, prepared).read_bytes() == one
+    assert Path(tmp_path / "index.html").stat().st_size < 12e6
