@@ -43,7 +43,7 @@ from distill.settings import ProcessSettings, UserError, check, digest, expand, 
 from distill.tasks import load_task
 from envs.teacher_select import Core
 
-FORMAT = 1  # of a cell; raised whenever what it would hold changes
+FORMAT = 2  # of a cell; raised whenever what it would hold changes
 LEARNT = ("reinforce", *sb3.NAMES)
 SHOWN = 400  # training instances kept for the report
 

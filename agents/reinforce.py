@@ -51,7 +51,7 @@ class ReinforceSettings:
     lr: float = 0.005  # of the selector (Adam), falling linearly to zero unless `schedule` is constant
     schedule: str = "linear"
     episodes: int = 4  # of joint training, each of budget.steps student steps
-    warmup: int = 8  # selector steps with all teachers on
+    warmup: int = 8  # student steps with all teachers on before the selector chooses and learns
     baseline: float = 0.9  # decay of the running mean and spread of the shared reward
     entropy: float = 0.01  # weight of the entropy bonus
     pull: float = 0.0  # towards all teachers: weight of the mean of log p_k; advantages have spread 1
@@ -180,8 +180,9 @@ def train(
             actions = everyone if warming else selector.sample(states, torch_rng)
             rows = env.core.instances()
             next_states, rewards, terminated, _, info = env.step(actions)
-            advantages = torch.ones(1) if warming else credit(rewards, info)
-            pending.append((states, actions))
+            advantages = None if warming else credit(rewards, info)
+            if not warming:  # learning to repeat what was not chosen would only saturate the units
+                pending.append((states, actions))
             if advantages is not None:
                 logits = selector(torch.from_numpy(np.concatenate([s for s, _ in pending])))
                 chosen = torch.from_numpy(np.concatenate([a for _, a in pending]))

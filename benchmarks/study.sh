@@ -11,11 +11,11 @@ for task in "$@"; do
     settings=()
     agents="control,oracle,reinforce,\"reinforce agent.credit=influence\",\"reinforce agent.credit=shared\",ppo,a2c,trpo,dqn,sac,$rules"
   else
-    # One epoch, one joint episode, at the bundled task's rate of the selector: what two CPU cores allow.
+    # One epoch and one joint episode: what two CPU cores allow.
     settings=(task="$task" teachers=minilm student=minilm2 budget.epochs=1 budget.warm_epochs=3)
     [ "$task" = sst2 ] && settings+=(task.train_limit=6000)
     one=agent.episodes=1
-    own="reinforce $one agent.lr=0.05"
+    own="reinforce $one agent.lr=0.01"
     average="reward.center=false reward.direction_decay=0.9 reward.direction_size=128"
     agents="control,\"$own\",\"$own $average\",\"$own agent.credit=influence\",\"$own agent.credit=shared\""
     agents+=",\"ppo $one\",\"a2c $one\",\"trpo $one\",\"dqn $one\",$rules,headroom"

@@ -332,6 +332,21 @@ def test_the_pull_is_towards_all_teachers(tiny_config):
     assert rates[1] > max(0.85, rates[0] + 0.05)
 
 
+def test_the_warm_up_is_all_teachers_and_leaves_the_selector_as_it_is(tiny_config, monkeypatch):
+    """Learning to repeat it would saturate the units before the first choice is made."""
+    from envs.teacher_select import TeacherSelectVectorEnv
+
+    env = TeacherSelectVectorEnv(config=tiny_config("reward.credit=influence"), autoreset_mode="disabled")
+    done: list[np.ndarray] = []
+    step = env.step
+    monkeypatch.setattr(env, "step", lambda actions: (done.append(actions), step(actions))[1])
+    selector, _ = train(env, ReinforceSettings(episodes=1, warmup=6, lr=1.0), 7, Recorder())  # type: ignore[arg-type]
+    assert len(done) == 6
+    assert all((actions == 1).all() for actions in done)
+    assert (selector.units.weight == 0).all()
+    assert (selector.units.bias == 1).all()
+
+
 @pytest.mark.parametrize("every", [1, 2, 4])
 def test_a_measurement_answers_the_steps_since_the_last_one(tiny_config, monkeypatch, every):
     from agents import reinforce
@@ -352,10 +367,10 @@ def test_a_measurement_answers_the_steps_since_the_last_one(tiny_config, monkeyp
     assert {size for size, _ in taught} == {1}
     assert len(done) == 3 * 6
     measured = [t for t in range(18) if (t % 6 + 1) % every == 0 or t % 6 == 5]
-    answers = [t for t in measured if t >= 2]  # the first two steps are the warm-up, answered at once
-    for (_, found), before, now in zip(taught[2:], answers, answers[1:], strict=False):
+    answers = [t for t in measured if t >= 2]  # the first two steps are the warm-up, which teaches nothing
+    for (_, found), before, now in zip(taught, answers, answers[1:], strict=False):
         np.testing.assert_array_equal(found, np.concatenate(done[before + 1 : now + 1]))
-    assert len(taught) == 2 + len(answers) - 1, "the first measurement has nothing to be compared with"
+    assert len(taught) == len(answers) - 1, "the first measurement has nothing to be compared with"
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
