@@ -196,7 +196,7 @@ def plan(settings: CompareSettings, config: dict[str, Any], given: Sequence[str]
         single = [f"single:{t.name}" for t in process.teachers.pool] if name == "single" else [entry]
         entries += [e for e in single if e not in entries]
     threads = process.threads or (max(1, _cores() // settings.jobs) if settings.jobs else None)
-    whole = {entry: _checked(entry, base, process) | {"threads": threads} for entry in entries}
+    whole = {entry: entry_config(entry, base, process) | {"threads": threads} for entry in entries}
     task = load_task(process.task, process.data_dir)
     files = digest([_stamp(p) for p in _paths(process)])
     shown = [o for o in base if not o.startswith(("data_dir=", "home="))]
@@ -217,7 +217,7 @@ def plan(settings: CompareSettings, config: dict[str, Any], given: Sequence[str]
     return cells
 
 
-def _checked(entry: str, base: Sequence[str], process: ProcessSettings) -> dict[str, Any]:
+def entry_config(entry: str, base: Sequence[str], process: ProcessSettings) -> dict[str, Any]:
     """The entry's whole configuration; `UserError` before anything runs for an unknown agent, a wrong setting, a missing package."""
     name, *more = entry.split()
     if name.partition(":")[0] == "single":

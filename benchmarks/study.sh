@@ -9,7 +9,8 @@ rules=labels,single,rand_single,rand_subset,w_ensemble,lr_ensemble,lr_dev,best_s
 for task in "$@"; do
   if [ "$task" = bundled ]; then
     settings=()
-    agents="control,oracle,reinforce,\"reinforce agent.credit=influence\",\"reinforce agent.credit=shared\",ppo,a2c,trpo,dqn,sac,$rules"
+    papers=$(printf ",\"reinforce agent.credit=shared reward=paper%s\"" 1 2 3)
+    agents="control,oracle,reinforce,\"reinforce agent.credit=influence\",\"reinforce agent.credit=shared\"$papers,ppo,a2c,trpo,dqn,sac,$rules"
   else
     # One epoch and one joint episode: what two CPU cores allow.
     settings=(task="$task" teachers=minilm student=minilm2 budget.epochs=1 budget.warm_epochs=3)

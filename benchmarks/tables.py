@@ -1,4 +1,7 @@
-"""Writes the tables of docs/results.md from the committed results: between `<!-- table: FILE -->` and `<!-- end -->`.
+"""Writes the tables of docs/results.md and README.md from the committed results.
+
+Between `<!-- table: FILE -->` (all agents), `<!-- credit: FILE -->` (REINFORCE by credit and reward) or `<!-- teachers: FILE -->`
+(what there is to choose from) and `<!-- end -->`.
 
 python benchmarks/tables.py            rewrite
 python benchmarks/tables.py --check    exit code 1 if anything would change
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "results.md"
+PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 
 
 def difference(pair: dict[str, Any] | None, factor: float, form: str) -> str:
@@ -50,17 +53,62 @@ def table(results: dict[str, Any], test: str) -> str:
     return "\n".join(lines)
 
 
+def comparison(results: dict[str, Any]) -> str:
+    """Facts, table and command of a comparison."""
+    facts = f"{len(results['seeds'])} seeds, {results['data']['train']} training and {results['data']['test']} test instances, "
+    facts += f"{results['device']}, {results['threads']} torch thread(s) a cell, amp {results['amp']}."
+    return f"{facts}\n\n{table(results, results['tests'][0])}\n\n```\n{results['reproduce']}\n```"
+
+
+def credit(results: dict[str, Any]) -> str:
+    """REINFORCE under every credit and reward, beside the oracle's gap."""
+    test, metric = results["tests"][0], results["metric"]
+    rows = {r["agent"]: r for r in results["tables"][test]}
+    room = rows["oracle"][f"difference_{metric}"]["mean"]
+    lines = [
+        f"| credit or reward | control | student | points over control [95 %], {len(results['seeds'])} seeds | gap to the oracle closed |",
+        "|---|---|---|---|---|",
+    ]
+    for agent, row in rows.items():
+        name, *settings = agent.split()
+        if name not in ("reinforce", "oracle"):
+            continue
+        known = dict(word.rpartition(".")[2].split("=") for word in settings)
+        shown = known.get("reward") or known.get("credit") or ("counterfactual" if name == "reinforce" else name)
+        gain = row[f"difference_{metric}"]
+        cells = [f"`{shown}`", f"{rows['control']['mean']:.3f}", f"{row['mean']:.3f}", difference(gain, 100, "+.1f")]
+        share = f"{gain['mean'] / room:.0%}"
+        lines.append(f"| {' | '.join([*cells, share])} |")
+    return "\n".join(lines)
+
+
+def teachers(results: dict[str, Any]) -> str:
+    """One line a pool."""
+    lines = [
+        "| pool | accuracy on train | on test | loss on train | on test | two agree, train | on test | at least one right, test | all right, test |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in results.items():
+        train, test = (entry[r] for r in entry if r not in ("task", "teachers"))
+        spans = [
+            f"{min(v):.3f} to {max(v):.3f}" for v in (train["accuracy"], test["accuracy"], train["loss"], test["loss"])
+        ]
+        shares = [f"{v:.3f}" for v in (train["agreement"], test["agreement"], test["any_right"], test["all_right"])]
+        lines.append(f"| {' | '.join([f'`{name}`', *spans, *shares])} |")
+    return "\n".join(lines)
+
+
+KINDS = {"table": comparison, "credit": credit, "teachers": teachers}
+
+
 def render(page: str) -> str:
     """The page with every table made anew."""
 
     def one(match: re.Match[str]) -> str:
-        results = json.loads((ROOT / "benchmarks" / "results" / match[1]).read_text(encoding="utf-8"))
-        facts = f"{len(results['seeds'])} seeds, {results['data']['train']} training and {results['data']['test']} test instances, "
-        facts += f"{results['device']}, {results['threads']} torch thread(s) a cell, amp {results['amp']}."
-        body = table(results, results["tests"][0])
-        return f"<!-- table: {match[1]} -->\n{facts}\n\n{body}\n\n```\n{results['reproduce']}\n```\n<!-- end -->"
+        results = json.loads((ROOT / "benchmarks" / "results" / match[2]).read_text(encoding="utf-8"))
+        return f"<!-- {match[1]}: {match[2]} -->\n{KINDS[match[1]](results)}\n<!-- end -->"
 
-    return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", one, page, flags=re.DOTALL)
+    return re.sub(rf"<!-- ({'|'.join(KINDS)}): (\S+) -->\n.*?<!-- end -->", one, page, flags=re.DOTALL)
 
 
 def main() -> int:
@@ -68,12 +116,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    old = PAGE.read_text(encoding="utf-8")
-    new = render(old)
-    if args.check:
-        return int(new != old)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    changed = False
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = render(old)
+        changed |= new != old
+        if not args.check:
+            page.write_text(new, encoding="utf-8")
+    return int(args.check and changed)
 
 
 if __name__ == "__main__":

