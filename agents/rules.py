@@ -68,7 +68,7 @@ class RandomSingle(Rule):
         self.rng = np.random.default_rng((seed, 2))
 
     def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
-        rows, teachers = batch.logits.shape[:2]
+        rows, teachers = batch.shape
         return np.tile(np.eye(teachers, dtype=np.float32)[self.rng.integers(teachers)], (rows, 1))
 
 
@@ -79,7 +79,7 @@ class RandomSubset(Rule):
         self.rng = np.random.default_rng((seed, 3))
 
     def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
-        return (self.rng.random(batch.logits.shape[:2]) < 0.5).astype(np.float32)
+        return (self.rng.random(batch.shape) < 0.5).astype(np.float32)
 
 
 def tuned_weights(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:

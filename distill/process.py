@@ -108,15 +108,48 @@ def prepare(settings: ProcessSettings) -> Prepared:
 
 @dataclass
 class Current:
-    """The batch the next step will train on. Arrays on the host for states, tensors on the device for the loss."""
+    """The batch the next step will train on. Arrays on the host for states, tensors on the device for the loss.
+
+    What the teachers and the encoder say is asked for when it is first looked at: with live signals it costs a forward.
+    """
 
     rows: np.ndarray  # [B]
     labels: np.ndarray  # [B]
-    logits: np.ndarray  # [B,K,C] of the teachers
-    vectors: np.ndarray  # [B,D] of the encoder
     inputs: Batch
     gold: Tensor  # [B]
-    soft: Tensor  # [B,K,C] at the loss's temperature
+    signals: TeacherSignals
+    temperature: float  # of the loss
+    _asked: tuple[np.ndarray, Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B, K."""
+        return len(self.rows), len(self.signals.names)
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """Of all teachers, `[B,K,C]`."""
+        return self.signals.logits(self.rows)
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """Of the encoder, `[B,D]`."""
+        return self.signals.vectors(self.rows)
+
+    @cached_property
+    def soft(self) -> Tensor:
+        """Soft labels of all teachers at the loss's temperature, on the device, `[B,K,C]`."""
+        return soft_labels(torch.from_numpy(self.logits).to(self.gold.device), self.temperature)
+
+    def soft_for(self, actions: np.ndarray) -> Tensor:
+        """Soft labels `[B,K,C]` that are right wherever `actions` `[B,K]` give weight; teachers nobody chose are not run."""
+        if not self.signals.selective or "logits" in vars(self):
+            return self.soft
+        chosen = np.asarray(actions) > 0
+        if self._asked is None or not np.array_equal(self._asked[0], chosen):
+            logits = torch.from_numpy(self.signals.logits(self.rows, chosen))
+            self._asked = chosen, soft_labels(logits.to(self.gold.device), self.temperature)
+        return self._asked[1]
 
     @cached_property
     def log_probs(self) -> np.ndarray:
@@ -201,16 +234,14 @@ class Distillation:
 
     def load(self, rows: np.ndarray) -> Current:
         """Everything known of the training instances `rows`."""
-        logits = self.signals.logits(rows)
         labels = self.labels[rows]
         return Current(
             rows=rows,
             labels=labels,
-            logits=logits,
-            vectors=self.signals.vectors(rows),
             inputs=self.tokens("train").batch(rows),
             gold=torch.from_numpy(labels).to(self.device),
-            soft=soft_labels(torch.from_numpy(logits).to(self.device), self.settings.loss.temperature),
+            signals=self.signals,
+            temperature=self.settings.loss.temperature,
         )
 
     def step(self, actions: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -222,9 +253,10 @@ class Distillation:
         now = self.current
         assert now is not None, "begin() comes before step()"
         chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)
+        soft = now.soft_for(actions)  # before the student's forward: teachers need no gradients to be kept
         with self._own_rng():
             out = self.student.step(
-                now.inputs, lambda logits: distillation_loss(logits, now.gold, chosen, now.soft, self.settings.loss)
+                now.inputs, lambda logits: distillation_loss(logits, now.gold, chosen, soft, self.settings.loss)
             )
         self.current = self.load(self.stream.next())
         return out

@@ -37,8 +37,12 @@ class Source(Protocol):
         """Float32 `[N, width]`, in the split's order."""
         ...
 
+    def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
+        """Float32 `[B, width]` of a few instances of a split: what was prepared for the split is kept for the next call."""
+        ...
+
     def release(self) -> None:
-        """Forget what `compute` loaded; it may be asked again."""
+        """Forget what was loaded and prepared; it may be asked again."""
         ...
 
 
@@ -47,9 +51,10 @@ class TeacherSignals(Protocol):
 
     names: tuple[str, ...]
     width: int
+    selective: bool  # whether asking for chosen pairs alone is cheaper than asking for all
 
-    def logits(self, rows: np.ndarray) -> np.ndarray:
-        """Teacher logits, float32 `[B,K,C]`."""
+    def logits(self, rows: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+        """Teacher logits, float32 `[B,K,C]`; with `chosen` (bool `[B,K]`) those of other pairs may be zeros."""
         ...
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
@@ -60,13 +65,15 @@ class TeacherSignals(Protocol):
 class StoredSignals:
     """Signals read from the store, memory-mapped."""
 
+    selective = False
+
     def __init__(self, split: Split, teachers: list[Source], encoder: Source, home: Path) -> None:
         self.names, self.width = tuple(t.name for t in teachers), encoder.width
         self._logits = [stored(t, split, home) for t in teachers]
         self._vectors = stored(encoder, split, home)
 
-    def logits(self, rows: np.ndarray) -> np.ndarray:
-        """Teacher logits, float32 `[B,K,C]`."""
+    def logits(self, rows: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+        """Teacher logits, float32 `[B,K,C]`, of all pairs."""
         return np.stack([array[rows] for array in self._logits], 1)
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
@@ -75,20 +82,26 @@ class StoredSignals:
 
 
 class LiveSignals:
-    """Signals computed on demand: a forward of every source at every call."""
+    """Signals computed on demand: a forward of a teacher for the instances that ask for it, and for no other."""
+
+    selective = True
 
     def __init__(self, split: Split, teachers: list[Source], encoder: Source) -> None:
         self.names, self.width = tuple(t.name for t in teachers), encoder.width
         self.split, self.teachers, self.encoder = split, teachers, encoder
 
-    def logits(self, rows: np.ndarray) -> np.ndarray:
-        """Teacher logits, float32 `[B,K,C]`."""
-        part = self.split.take(rows)
-        return np.stack([t.compute(part) for t in self.teachers], 1)
+    def logits(self, rows: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+        """Teacher logits, float32 `[B,K,C]`; with `chosen` (bool `[B,K]`) zeros elsewhere, where no teacher is run."""
+        out = np.zeros((len(rows), len(self.teachers), self.teachers[0].width), np.float32)
+        for k, teacher in enumerate(self.teachers):
+            asking = np.arange(len(rows)) if chosen is None else np.flatnonzero(chosen[:, k])
+            if len(asking):
+                out[asking, k] = teacher.at(self.split, rows[asking])
+        return out
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Encoder vectors of unit length, float32 `[B,D]`."""
-        return self.encoder.compute(self.split.take(rows))
+        return self.encoder.at(self.split, rows)
 
 
 def stored(source: Source, split: Split, home: Path) -> np.ndarray:
@@ -170,6 +183,10 @@ class BagEncoder:
                     out[i] += self._vector(f"{place}:{word}")
         return unit(out)
 
+    def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
+        """Unit vectors, float32 `[B, dim]`."""
+        return self.compute(split.take(rows))
+
     def release(self) -> None:
         """There is no model: nothing to forget."""
 
@@ -186,20 +203,30 @@ class TransformerEncoder:
         )
         self.width = int(load_config(self.folder, "encoder").hidden_size)
         self._model: Any = None
+        self._prepared: tuple[str, TokenizedSplit] | None = None
 
     def compute(self, split: Split) -> np.ndarray:
         """Unit vectors, float32 `[N, hidden size]`."""
-        tokenizer = load_tokenizer(self.folder, "encoder")
+        return unit(run_over(self._tokens(split), self._pool, progress=f"encoder on {split.role}").numpy())
+
+    @torch.inference_mode()
+    def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
+        """Unit vectors, float32 `[B, hidden size]`."""
+        return unit(self._pool(self._tokens(split).batch(rows)).cpu().numpy())
+
+    def _tokens(self, split: Split) -> TokenizedSplit:
         if self._model is None:
             self._model = load_encoder(self.folder, "encoder").to(self.device)
             check_length(self._model, self.settings.max_length, "encoder")
-        types = takes_token_types(self._model)
-        tokens = TokenizedSplit.build(split.texts, tokenizer, self.settings.max_length, self.device, types)
-        return unit(run_over(tokens, self._pool, progress=f"encoder on {split.role}").numpy())
+        if self._prepared is None or self._prepared[0] != split.fingerprint:
+            tokenizer, types = load_tokenizer(self.folder, "encoder"), takes_token_types(self._model)
+            tokens = TokenizedSplit.build(split.texts, tokenizer, self.settings.max_length, self.device, types)
+            self._prepared = split.fingerprint, tokens
+        return self._prepared[1]
 
     def release(self) -> None:
-        """Forget the loaded model; it is loaded again when asked."""
-        self._model = None
+        """Forget the model and the tokens; they are made again when asked."""
+        self._model = self._prepared = None
 
     def _pool(self, batch: Batch) -> Tensor:
         with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):

@@ -32,7 +32,7 @@ from .settings import StudentSettings, TeacherSettings, TeachersSettings, check,
 from .signals import Source
 from .student import Student
 from .tasks import Split, Task, read_table, stratified
-from .tokens import Stream
+from .tokens import Stream, TokenizedSplit
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # of a fine-tuned teacher; raised whenever fine-tuning changes
@@ -55,17 +55,28 @@ class ModelTeacher:
         self.fingerprint = digest(fingerprint, spec.labels, task.label_names, spec.max_length, str(amp))
         self._student: Student | None = None
         self._order: list[int] = []
+        self._prepared: tuple[str, TokenizedSplit] | None = None
 
     def compute(self, split: Split) -> np.ndarray:
         """Logits in the task's order of labels: float32 `[N,C]`."""
-        student = self._load()
-        tokens = student.tokenize(split.texts)
+        student, tokens = self._load(), self._tokens(split)
         progress = f"teacher {self.name} on {split.role}" if len(split) > 256 else None
         return student.predict(tokens, progress=progress).numpy()[:, self._order]
 
+    @torch.inference_mode()
+    def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
+        """Logits of a few instances, float32 `[B,C]`; the split is tokenised once."""
+        student, tokens = self._load(), self._tokens(split)
+        return student.forward(tokens.batch(rows)).cpu().numpy()[:, self._order]
+
+    def _tokens(self, split: Split) -> TokenizedSplit:
+        if self._prepared is None or self._prepared[0] != split.fingerprint:
+            self._prepared = split.fingerprint, self._load().tokenize(split.texts)
+        return self._prepared[1]
+
     def release(self) -> None:
-        """Forget the loaded model; it is loaded again when asked."""
-        self._student = None
+        """Forget the model and the tokens; they are made again when asked."""
+        self._student = self._prepared = None
 
     def _load(self) -> Student:
         if self._student is None:
@@ -128,6 +139,10 @@ class FileTeacher:
         )
         return self._logits[[self._row[str(i)] for i in split.ids]]
 
+    def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
+        """Log-probabilities of a few instances, float32 `[B,C]`."""
+        return self.compute(split.take(rows))
+
     def release(self) -> None:
         """The table is small: nothing to forget."""
 
@@ -154,6 +169,18 @@ class FoldedTeacher:
             rows = np.flatnonzero(fold == i)
             if len(rows):
                 out[rows] = copy.compute(split.take(rows))
+        return out
+
+    def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
+        """Logits of a few instances, float32 `[B,C]`."""
+        if split.role != "train":
+            return self.whole.at(split, rows)
+        fold = np.array([self._fold[name] for name in split.ids[rows].tolist()])
+        out = np.empty((len(rows), self.width), np.float32)
+        for i, copy in enumerate(self.copies):
+            here = np.flatnonzero(fold == i)
+            if len(here):
+                out[here] = copy.at(split, rows[here])
         return out
 
     def release(self) -> None:

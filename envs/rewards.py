@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.losses import distillation_loss, soft_labels
+from distill.losses import distillation_loss
 from distill.process import Current, Distillation
 from distill.settings import LossSettings, check, one_of
 from distill.student import Direction
@@ -207,7 +207,7 @@ class Reward:
         with torch.no_grad():
             logits = self.process.student.forward(now.inputs)
         chosen = torch.from_numpy(subsets.astype(np.float32)).to(logits.device)
-        loss, (b, k) = self.process.settings.loss, now.logits.shape[:2]
+        loss, (b, k) = self.process.settings.loss, now.shape
         columns = [
             influence_shares(logits, self._slope, now.gold, row.expand(b, k), now.soft, loss).rows for row in chosen
         ]
@@ -290,10 +290,8 @@ class Reward:
             if s.name != "paper1":
                 chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(logits.device)
                 temperature = self.process.settings.loss.temperature
-                soft = soft_labels(torch.from_numpy(batch.logits).to(logits.device), temperature)
-                kd = distillation_loss(
-                    logits, batch.gold, chosen, soft, LossSettings(alpha=0.0, temperature=temperature)
-                )
+                settings = LossSettings(alpha=0.0, temperature=temperature)
+                kd = distillation_loss(logits, batch.gold, chosen, batch.soft_for(actions), settings)
                 reward = reward - torch.where(chosen.sum(-1) > 0, kd, 0.0).mean()
             value = float(reward)
         if s.name == "paper3":

@@ -29,6 +29,9 @@ class Said:
         out = np.array([[len(t[0]) + 10 * len(self.name) + j for j in range(self.width)] for t in split.texts])
         return np.asarray(out + np.where(np.arange(len(split))[:, None] == 1, self.spoil, 0), np.float32)
 
+    def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
+        return self.compute(split)[rows]
+
     def release(self) -> None:
         pass
 

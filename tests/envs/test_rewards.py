@@ -228,9 +228,8 @@ def test_paper_rewards_by_hand(name, expected):
     """
     student = torch.tensor([[0.0, 0.0], [2 * math.log(3), 0.0], [2 * math.log(3), 0.0]])
     right, wrong = [2 * math.log(3), 0.0], [0.0, 2 * math.log(3)]
-    batch: Any = SimpleNamespace(
-        inputs={}, gold=torch.tensor([0, 0, 1]), logits=np.array([[right, wrong]] * 3, np.float32)
-    )
+    soft = torch.tensor([[right, wrong]] * 3).div(2).softmax(-1)
+    batch: Any = SimpleNamespace(inputs={}, gold=torch.tensor([0, 0, 1]), soft_for=lambda actions: soft)
     reward = Reward.__new__(Reward)
     reward.settings, reward.batches = RewardSettings(name=name, accuracy_weight=0.25), []
     reward.process = SimpleNamespace(
