@@ -50,28 +50,44 @@ def read_manifest(entry: Path) -> dict[str, Any]:
 
     Raises `UserError` naming the entry when something is missing or differs.
     """
-    way_out = f"; delete {entry} to build it again"
     try:
         manifest: dict[str, Any] = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
         files: dict[str, str] = dict(manifest["files"])
+        sizes: dict[str, int] = dict(manifest.get("sizes", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cache entry {entry}: unreadable manifest ({type(error).__name__}){way_out}") from None
+        raise UserError(f"cache entry {entry}: unreadable manifest ({type(error).__name__}){way_out(entry)}") from None
     for name, expected in files.items():
         path = entry / Path(name).name
         found = file_sha256(path) if path.is_file() else "no file"
         if found != expected:
             raise UserError(
-                f"cache entry {entry}: {name} has checksum {found[:16]}, its manifest says {expected[:16]}{way_out}"
+                f"cache entry {entry}: {name} has checksum {found[:16]}, its manifest says {expected[:16]}{way_out(entry)}"
             )
+    for name, size in sizes.items():
+        path = entry / Path(name).name
+        held = path.stat().st_size if path.is_file() else "no"
+        if held != size:
+            raise UserError(f"cache entry {entry}: {name} has {held} bytes, its manifest says {size}{way_out(entry)}")
     return manifest
 
 
-def entry(folder: Path, facts: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]) -> dict[str, Any]:
+def way_out(entry: Path) -> str:
+    """How every message about a damaged entry ends."""
+    return f"; delete {entry} to build it again"
+
+
+def entry(
+    folder: Path,
+    facts: dict[str, Any],
+    build: Callable[[Path], dict[str, Any] | None],
+    checked_later: tuple[str, ...] = (),
+) -> dict[str, Any]:
     """Manifest of the cache entry `folder`, built first when it does not exist.
 
     `build(temporary)` writes the entry's files and may return more facts for the manifest. The folder is renamed into
     place only when complete; other processes wait on a lock. `facts` are compared with those of an entry found:
-    a difference raises `UserError` naming both.
+    a difference raises `UserError` naming both. Of the files `checked_later` only the size is checked here: whoever
+    reads them checks what it reads.
     """
     if not (folder / MANIFEST).is_file():
         try:
@@ -82,7 +98,7 @@ def entry(folder: Path, facts: dict[str, Any], build: Callable[[Path], dict[str,
             ) from None
         with FileLock(f"{folder}.lock"):
             if not (folder / MANIFEST).is_file():
-                _build(folder, facts, build)
+                _build(folder, facts, build, checked_later)
     manifest = read_manifest(folder)
     for key, value in facts.items():
         if manifest.get(key) != value:
@@ -92,17 +108,24 @@ def entry(folder: Path, facts: dict[str, Any], build: Callable[[Path], dict[str,
     return manifest
 
 
-def _build(folder: Path, facts: dict[str, Any], build: Callable[[Path], dict[str, Any] | None]) -> None:
+def _build(
+    folder: Path,
+    facts: dict[str, Any],
+    build: Callable[[Path], dict[str, Any] | None],
+    checked_later: tuple[str, ...],
+) -> None:
     temporary = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a builder that was killed; the lock is ours now
     temporary.mkdir()
     try:
         more = build(temporary) or {}
-        files = {p.name: file_sha256(p) for p in sorted(temporary.iterdir()) if p.is_file()}
-        for name in files:
-            with open(temporary / name, "rb") as file:
+        made = sorted(p for p in temporary.iterdir() if p.is_file())
+        files = {p.name: file_sha256(p) for p in made if p.name not in checked_later}
+        sizes = {p.name: p.stat().st_size for p in made if p.name in checked_later}
+        for path in made:
+            with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        write_json(temporary / MANIFEST, {**facts, **more, "files": files})
+        write_json(temporary / MANIFEST, {**facts, **more, "files": files, **({"sizes": sizes} if sizes else {})})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     finally:

@@ -1,14 +1,18 @@
 """TeacherSignals: what the teachers, and the encoder behind the state, said of every instance of a split.
 
-One interface, two ways to have it. Stored: each source passes over a split once, and its output is kept on disk as a
-memory-mapped array keyed by the hash of the split's ids and texts and by the source's own fingerprint; a second run
+One interface, two ways to have it. Stored: each source passes over a split once, and its output is kept on disk as an
+array keyed by the hash of the split's ids and texts and by the source's own fingerprint; a second run
 loads no model. Live: the models run whenever they are asked.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
+import os
 import re
+import shutil
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from . import cache
 from .models import check_length, load_config, load_encoder, load_tokenizer, resolve, takes_token_types
@@ -23,7 +28,7 @@ from .settings import EncoderSettings, UserError, check, digest
 from .tasks import Split
 from .tokens import Batch, TokenizedSplit, run_over
 
-FORMAT = 1  # of stored arrays; raised whenever what is stored changes
+FORMAT = 2  # of stored arrays; raised whenever what is stored changes
 
 
 class Source(Protocol):
@@ -63,7 +68,7 @@ class TeacherSignals(Protocol):
 
 
 class StoredSignals:
-    """Signals read from the store, memory-mapped."""
+    """Signals read from the store."""
 
     selective = False
 
@@ -78,7 +83,7 @@ class StoredSignals:
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Encoder vectors of unit length, float32 `[B,D]`."""
-        return np.asarray(self._vectors[rows])
+        return self._vectors[rows]
 
 
 class LiveSignals:
@@ -104,8 +109,53 @@ class LiveSignals:
         return self.encoder.at(self.split, rows)
 
 
-def stored(source: Source, split: Split, home: Path) -> np.ndarray:
-    """The source's output over a split as a read-only memory map `[N, width]`, computed and kept at the first call.
+BLOCK = 64  # rows under one checksum
+SHARD = 8192  # instances between two points that a killed build goes on from
+RESIDENT = 64 << 20  # bytes of a file that may stay mapped before they are given back
+AROUND = 2 << 20  # bytes the kernel may map around a row
+
+
+class StoredArray:
+    """Rows of a stored array `[N, width]`, read as they are asked for, each block checked when it is first met.
+
+    Opening costs nothing that grows with the width, and the memory held does not grow with what has been read.
+    """
+
+    def __init__(self, folder: Path, count: int, width: int) -> None:
+        self.folder, self.shape = folder, (count, width)
+        # no header: nothing in the file is outside the checksums
+        self._values: np.memmap[Any, Any] = np.memmap(folder / "values.f32", "<f4", "r", shape=self.shape)
+        self._sums: np.ndarray = np.load(folder / "sums.npy", allow_pickle=False)
+        self._known = np.zeros(len(self._sums), bool)
+        self._mapped = 0
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Float32 `[B, width]`, a copy; `UserError` where the file is not what was written."""
+        blocks = np.unique(rows // BLOCK)
+        for block in blocks[~self._known[blocks]]:
+            if _sum_of(self._values[block * BLOCK : (block + 1) * BLOCK]) != self._sums[block]:
+                raise UserError(
+                    f"cache entry {self.folder}: values.f32 is damaged in rows {block * BLOCK} to "
+                    f"{min((block + 1) * BLOCK, len(self)) - 1}{cache.way_out(self.folder)}"
+                )
+            self._known[block] = True
+        out: np.ndarray = self._values[rows]
+        self._mapped += len(blocks) * AROUND
+        if min(self._mapped, self._values.nbytes) > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+            self._values._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # the kernel still has the pages
+            self._mapped = 0
+        return out
+
+
+def _sum_of(block: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(block).data)
+
+
+def stored(source: Source, split: Split, home: Path) -> StoredArray:
+    """The source's output over a split `[N, width]`, computed and kept at the first call; a killed build goes on where it was.
 
     Raises `UserError` naming both sides when the entry found is of another split, source or format, or is damaged.
     """
@@ -116,18 +166,49 @@ def stored(source: Source, split: Split, home: Path) -> np.ndarray:
         "name": source.name,
         "count": len(split),
     }
-    folder = home / "signals" / split.fingerprint / f"{source.name}-{source.fingerprint}"
+    folder = home / "signals" / split.fingerprint / f"{source.name}-{source.fingerprint}-v{FORMAT}"
+    shards = folder.with_name(f".{folder.name}.shards")
 
     def build(temporary: Path) -> dict[str, Any]:
-        values = checked(source.compute(split), len(split), source)
-        source.release()  # a pool need not lie in memory whole
-        np.save(temporary / "values.npy", values, allow_pickle=False)
+        values = np.memmap(temporary / "values.f32", "<f4", "w+", shape=(len(split), source.width))
+        starts = range(0, len(split), SHARD)
+        whole = len(split) <= SHARD
+        for start in tqdm(starts, desc=f"storing {source.name}", unit="shard", disable=True if whole else None):
+            rows = np.arange(start, min(start + SHARD, len(split)))
+            part = split if whole else split.take(rows)
+            values[rows] = (
+                checked(source.compute(part), len(part), source) if whole else _shard(source, part, shards, start)
+            )
+        values.flush()
+        sums = [_sum_of(values[i : i + BLOCK]) for i in range(0, len(split), BLOCK)]
+        np.save(temporary / "sums.npy", np.array(sums, np.uint32), allow_pickle=False)
         np.save(temporary / "ids.npy", split.ids.astype(np.str_), allow_pickle=False)
-        return {"width": values.shape[1]}
+        source.release()  # a pool need not lie in memory whole
+        return {"width": source.width}
 
-    cache.entry(folder, facts, build)
-    array: np.ndarray = np.load(folder / "values.npy", mmap_mode="r", allow_pickle=False)
-    return array
+    cache.entry(folder, facts, build, checked_later=("values.f32",))
+    shutil.rmtree(shards, ignore_errors=True)
+    return StoredArray(folder, len(split), source.width)
+
+
+def _shard(source: Source, part: Split, folder: Path, start: int) -> np.ndarray:
+    """One shard's values, from a build that was killed or computed now; a file carries its checksum in its name."""
+    for path in folder.glob(f"{start}-*.npy"):
+        try:
+            values: np.ndarray = np.load(path, allow_pickle=False)
+        except (OSError, ValueError):
+            continue
+        if path.stem == f"{start}-{_sum_of(values)}" and values.shape == (len(part), source.width):
+            return values
+    values = checked(source.compute(part), len(part), source)
+    folder.mkdir(exist_ok=True)
+    temporary = folder / f".{start}.tmp"
+    with open(temporary, "wb") as file:
+        np.save(file, values, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / f"{start}-{_sum_of(values)}.npy")
+    return values
 
 
 def checked(values: np.ndarray, count: int, source: Source) -> np.ndarray:

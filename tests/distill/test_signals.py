@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import strategies as st
 
+from distill import signals
 from distill.settings import EncoderSettings, TeacherSettings, UserError
-from distill.signals import BagEncoder, LiveSignals, StoredSignals, TransformerEncoder, make_encoder, stored, unit
+from distill.signals import (
+    BagEncoder,
+    LiveSignals,
+    StoredArray,
+    StoredSignals,
+    TransformerEncoder,
+    make_encoder,
+    stored,
+    unit,
+)
 from distill.tasks import Split, Task
 from distill.teachers import load_teacher
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Said:
@@ -52,9 +69,9 @@ def test_stored_is_live(small_task: Task, home: Path, zoo: dict[str, Path]) -> N
     on_disk, live = StoredSignals(split, teachers, encoder, home), LiveSignals(split, teachers, encoder)
     assert on_disk.names == live.names == ("live-a", "live-b")
     assert on_disk.width == live.width == 16
-    for signals in (on_disk, live):
-        assert signals.logits(ROWS).shape == (4, 2, 2)
-        assert signals.logits(ROWS).dtype == signals.vectors(ROWS).dtype == np.float32
+    for way in (on_disk, live):
+        assert way.logits(ROWS).shape == (4, 2, 2)
+        assert way.logits(ROWS).dtype == way.vectors(ROWS).dtype == np.float32
     np.testing.assert_allclose(on_disk.logits(ROWS), live.logits(ROWS), atol=1e-5)
     np.testing.assert_allclose(on_disk.vectors(ROWS), live.vectors(ROWS), atol=1e-5)
     assert np.ptp(on_disk.logits(np.arange(64)), axis=0).min() > 1e-3, "teachers tell instances apart"
@@ -72,8 +89,8 @@ def test_the_second_time_nothing_is_computed(small_task: Task, tmp_path: Path) -
     np.testing.assert_array_equal(one.logits(ROWS), two.logits(ROWS))
     np.testing.assert_array_equal(one.logits(ROWS)[:, 1], Said("b").compute(split)[ROWS])
     np.testing.assert_array_equal(two.vectors(ROWS), Said("e", 5).compute(split)[ROWS])
-    with pytest.raises(ValueError, match="read-only"):
-        stored(first[0], split, tmp_path)[0] = 1
+    with pytest.raises(TypeError, match="item assignment"):
+        stored(first[0], split, tmp_path)[0] = 1  # type: ignore[index]
 
 
 def test_one_more_teacher_costs_one_pass(small_task: Task, tmp_path: Path) -> None:
@@ -112,7 +129,7 @@ def test_keyed_by_split_and_source(small_task: Task, tmp_path: Path) -> None:
     source = Said()
     calls = []
     for part in (split, changed, relabelled, shuffled, split):
-        np.testing.assert_array_equal(stored(source, part, tmp_path), Said().compute(part))
+        np.testing.assert_array_equal(stored(source, part, tmp_path)[np.arange(24)], Said().compute(part))
         calls.append(source.calls)
     assert calls == [1, 2, 2, 3, 3]
     retrained = Said(fingerprint="g")
@@ -126,6 +143,124 @@ def test_an_entry_of_something_else_is_named(small_task: Task, tmp_path: Path) -
     (tmp_path / "signals" / dev.fingerprint).rename(tmp_path / "signals" / test.fingerprint)
     with pytest.raises(UserError, match=rf"split is '{dev.fingerprint}' there but '{test.fingerprint}' here"):
         stored(Said(), test, tmp_path)
+
+
+# --- at scale ---------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def many(count: int) -> Split:
+    return Split(
+        "train", np.array([str(i) for i in range(count)]), [(f"{i}",) for i in range(count)], np.zeros(count, int)
+    )
+
+
+class Counted(Said):
+    """Says the text's own number; dies after so many passes."""
+
+    def __init__(self, lives: int | None = None) -> None:
+        super().__init__()
+        self.lives, self.seen = lives, []
+
+    def compute(self, split: Split) -> np.ndarray:
+        if self.lives is not None and len(self.seen) == self.lives:
+            raise Killed
+        self.seen.append(len(split))
+        return np.array([[float(t[0]), -float(t[0])] for t in split.texts], np.float32)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "SHARD", 100)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_killed_build_does_not_redo_what_was_done(tmp_path: Path) -> None:
+    split = many(950)
+    with pytest.raises(Killed):
+        stored(Counted(lives=4), split, tmp_path)
+    shards = next(tmp_path.rglob("*.shards"))
+    kept = sorted(shards.glob("*.npy"))
+    assert len(kept) == 4
+    kept[1].write_bytes(kept[1].read_bytes()[:-3] + b"abc")  # damaged since: made again
+    kept[2].write_bytes(b"no array")
+    again = Counted()
+    values = stored(again, split, tmp_path)
+    assert again.seen == [100] * 7 + [50], "two of ten shards were there and whole"
+    np.testing.assert_array_equal(values[np.arange(950)][:, 0], np.arange(950))
+    assert not shards.exists()
+    whole = stored(Counted(), many(90), tmp_path)
+    np.testing.assert_array_equal(whole[np.array([89, 0])][:, 1], [-89, 0])
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_broken_source_leaves_no_entry(tmp_path: Path) -> None:
+    class Broken(Counted):
+        def compute(self, split: Split) -> np.ndarray:
+            return super().compute(split) * (np.nan if len(self.seen) == 3 else 1)
+
+    with pytest.raises(UserError, match="NaN or infinite"):
+        stored(Broken(), many(950), tmp_path)
+    assert not list(tmp_path.rglob("manifest.json"))
+    assert not list(tmp_path.rglob(".*building"))
+
+
+@hypothesis.given(place=st.integers(0, 10**9), mask=st.integers(1, 255))
+def test_a_flipped_byte_is_met_before_it_is_used(kept_array: Path, place: int, mask: int) -> None:
+    path = kept_array / "values.f32"
+    good = path.read_bytes()
+    place %= len(good)
+    spoilt = good[:place] + bytes([good[place] ^ mask]) + good[place + 1 :]
+    try:
+        path.write_bytes(spoilt)
+        with pytest.raises(UserError, match="is damaged in rows"):
+            StoredArray(kept_array, 300, 2)[np.array([place // 8])]
+    finally:
+        path.write_bytes(good)
+
+
+@pytest.fixture(scope="module")
+def kept_array(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("kept")
+    return stored(Counted(), many(300), home).folder
+
+
+def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
+    folder = stored(Counted(), many(300), tmp_path).folder
+    path = folder / "values.f32"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(
+        UserError, match=r"values\.f32 has 2392 bytes, its manifest says 2400; delete .* to build it again"
+    ):
+        stored(Counted(), many(300), tmp_path)
+
+
+def test_only_blocks_that_are_met_are_checked(tmp_path: Path) -> None:
+    folder = stored(Counted(), many(300), tmp_path).folder
+    data = bytearray((folder / "values.f32").read_bytes())
+    data[-1] ^= 1
+    (folder / "values.f32").write_bytes(bytes(data))
+    array = StoredArray(folder, 300, 2)
+    np.testing.assert_array_equal(array[np.array([255, 3])][:, 0], [255, 3])
+    with pytest.raises(UserError, match=r"values\.f32 is damaged in rows 256 to 299; delete .* to build it again"):
+        array[np.array([256])]
+
+
+def test_memory_stays_flat_at_fifty_thousand(tmp_path: Path) -> None:
+    """The small form of benchmarks/scale.py."""
+    made = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/scale.py"), "--sizes", "5000", "50000", "--batches", "3000", "--home", str(tmp_path / "h"),
+         "--out", str(tmp_path / "o.json")],
+        check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert "50000" in made.stdout
+    large = json.loads((tmp_path / "o.json").read_text())["sizes"][-1]
+    assert large["instances"] == 50_000
+    assert large["open_s"] < 1
+    assert large["rss_growth_mb"] < 200
 
 
 # --- encoders ---------------------------------------------------------------------------------------------------------
