@@ -167,6 +167,17 @@ class Student:
                 forward difference over a step of norm `reach`; `central`: a central difference, twice the reach apart.
                 Differences run in full precision. `auto` takes the cheaper one: exact with autocast, finite without.
         """
+        with torch.no_grad():
+            return self.probe(batch, direction, method, reach)(self.model(**batch).logits)
+
+    def probe(
+        self, batch: Batch, direction: Direction, method: str = "auto", reach: float = 1e-2
+    ) -> Callable[[Tensor], Tensor]:
+        """`directional` but for the logits at the present weights: a function from those of a training step `[B,C]` to the slope.
+
+        The step computes them anyway, so a forward difference costs one forward more and not two; where the step's are
+        noisy or rounded (dropout, autocast) clean ones are computed here.
+        """
         base = {n: p.detach() for n, p in self.named.items()}
         if method == "auto":
             method = "finite" if self.amp is None else "exact"
@@ -178,14 +189,16 @@ class Student:
             # The fused attention kernels have no forward-mode rule.
             with torch.no_grad(), self._autocast(), sdpa_kernel(SDPBackend.MATH):
                 tangent: Tensor = torch.func.jvp(run, (base,), (direction,))[1]
-            return tangent
+            return lambda logits: tangent
         with torch.no_grad():
             norm = torch.stack(torch._foreach_norm(list(direction.values()))).norm()
             eps = reach / norm.clamp_min(1e-12)
             ahead = self._shifted(base, direction, eps, batch)
             if method == "central":
-                return (ahead - self._shifted(base, direction, -eps, batch)) / (2 * eps)
-            return (ahead - self.model(**batch).logits) / eps
+                both = (ahead - self._shifted(base, direction, -eps, batch)) / (2 * eps)
+                return lambda logits: both
+            clean = self.model(**batch).logits if self.random or self.amp is not None else None
+        return lambda logits: (ahead - (logits if clean is None else clean)) / eps
 
     def _shifted(self, base: Direction, direction: Direction, eps: Tensor, batch: Batch) -> Tensor:
         moved = torch._foreach_add(list(base.values()), torch._foreach_mul(list(direction.values()), eps))

@@ -8,6 +8,7 @@ the rows, unless `validation_gain` is asked for `influence` credit.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +121,7 @@ class Reward:
         self.direction: Direction | None = None
         self.total: Direction = {}  # with `direction_decay`: discounted sum of reward gradients ...
         self.weight = 0.0  # ... and of their weights
-        self._slope: Tensor | None = None
+        self._probe: Callable[[Tensor], Tensor] | None = None
 
     def _prepare(self, batch_size: int) -> list[tuple[Batch, Tensor]]:
         """The measured instances as padded batches of like length, ready on the device."""
@@ -182,7 +183,7 @@ class Reward:
     # --- around one step --------------------------------------------------------------------------------------------
 
     def before(self) -> None:
-        """What must be known before the student moves: the slope of the batch's logits along the reward gradient."""
+        """What must be known before the student moves: where the batch's logits go along the reward gradient."""
         s = self.settings
         if s.credit != "influence":
             return
@@ -191,9 +192,13 @@ class Reward:
         # AdamW knows no scale before its first step: that direction is zero, and must not serve the next steps.
         if self.direction is None or self.steps % s.direction_every == 0 or self.steps == 1:
             self.direction = student.precondition(self._gradient())
-        self._slope = student.directional(now.inputs, self.direction, s.method)
-        if s.center:
-            self._slope = self._slope - self._slope.mean(0)
+        self._probe = student.probe(now.inputs, self.direction, s.method)
+
+    def slope(self, logits: Tensor) -> Tensor:
+        """Derivative `[B,C]` along the reward gradient of the batch that `before` saw; `logits`: the step's, before it."""
+        assert self._probe is not None
+        slope = self._probe(logits)
+        return slope - slope.mean(0) if self.settings.center else slope
 
     def shares_of(self, subsets: np.ndarray) -> np.ndarray:
         """First-order shares `[B,S]` of a unit step on the coming batch, had each of the subsets `[S,K]` been given to all rows.
@@ -203,14 +208,12 @@ class Reward:
         now = self.process.current
         assert now is not None
         self.before()
-        assert self._slope is not None
         with torch.no_grad():
             logits = self.process.student.forward(now.inputs)
+        slope = self.slope(logits)
         chosen = torch.from_numpy(subsets.astype(np.float32)).to(logits.device)
         loss, (b, k) = self.process.settings.loss, now.shape
-        columns = [
-            influence_shares(logits, self._slope, now.gold, row.expand(b, k), now.soft, loss).rows for row in chosen
-        ]
+        columns = [influence_shares(logits, slope, now.gold, row.expand(b, k), now.soft, loss).rows for row in chosen]
         self.steps += 1
         return torch.stack(columns, 1).cpu().numpy()
 
@@ -267,9 +270,10 @@ class Reward:
         In units of V for SGD. AdamW's momentum spreads a step's effect over later ones, so there they are of the
         gain's order, not its size.
         """
-        assert self._slope is not None
         chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(logits.device)
-        shares = influence_shares(logits, self._slope, batch.gold, chosen, batch.soft, self.process.settings.loss)
+        shares = influence_shares(
+            logits, self.slope(logits), batch.gold, chosen, batch.soft, self.process.settings.loss
+        )
         student = self.process.student
         scale = torch.tensor(lr / len(batch.rows), device=logits.device)
         if student.norm is not None:

@@ -254,6 +254,22 @@ def test_auto_is_finite_in_full_precision_and_exact_under_autocast(make: Make, b
     assert 0 < (auto - full).norm() / full.norm() < 0.1
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_probe_is_finished_by_the_logits_of_the_step(
+    make: Make, batch: Any, somewhere: Any, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    """One forward, and not two; where the step's logits are noisy, clean ones of its own."""
+    student = make(dropout=dropout)
+    v = somewhere(student)
+    expected = student.directional(batch[0], v, "finite")
+    forwards = []
+    student.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    slope = student.probe(batch[0], v, "finite")
+    assert len(forwards) == (1 if dropout == 0 else 2)
+    logits, _ = student.step(batch[0], label_loss(batch[1]))
+    torch.testing.assert_close(slope(logits), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["finite", "central", "exact"])
 @pytest.mark.parametrize("name", ["roberta", "xlnet", "albert"])
 def test_directions_of_other_families(
