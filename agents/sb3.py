@@ -25,6 +25,7 @@ import stable_baselines3
 import torch
 from safetensors.torch import save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecMonitor
@@ -98,6 +99,23 @@ def make(settings: SB3Settings, policy: str, env: VecMonitor, seed: int) -> Base
         ) from None
 
 
+class Gains(BaseCallback):
+    """Keeps the gain of every episode of joint training, for the report."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.curve: list[dict[str, Any]] = []
+        self.total = 0.0
+
+    def _on_step(self) -> bool:
+        info = self.locals["infos"][0]  # all rows are one student's
+        self.total += float(info.get("gain", 0.0))
+        if self.locals["dones"][0]:
+            self.curve.append({"episode": len(self.curve), "gain": self.total})
+            self.total = 0.0
+        return True
+
+
 def fixed_rule(model: BaseAlgorithm, decode: Callable[[np.ndarray], np.ndarray]) -> Policy:
     """The learnt policy without exploration. A Bernoulli unit at exactly one half is on, as in `agents/reinforce.py`."""
 
@@ -129,12 +147,13 @@ def learn(config: dict[str, Any], folder: Path) -> tuple[Core, runs.Learnt]:
     model = make(settings, config["policy"], VecMonitor(SharedVecEnv(env)), config["seed"])
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
     started = time.perf_counter()
-    model.learn(settings.episodes * core.process.budget * core.batch_size, progress_bar=sys.stderr.isatty())
+    gains = Gains()
+    model.learn(settings.episodes * core.process.budget * core.batch_size, gains, progress_bar=sys.stderr.isatty())
     seconds = time.perf_counter() - started
     model.save(folder / "model.zip")
     state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}
     save_file(state, folder / "policy.safetensors")
-    return core, runs.Learnt(fixed_rule(model, decode), seconds, settings.episodes)
+    return core, runs.Learnt(fixed_rule(model, decode), seconds, settings.episodes, curve=gains.curve)
 
 
 def run(config: dict[str, Any]) -> None:

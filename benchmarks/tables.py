@@ -1,7 +1,7 @@
 """Writes the tables of docs/results.md and README.md from the committed results.
 
 Between `<!-- table: FILE -->` (all agents), `<!-- credit: FILE -->` (REINFORCE by credit and reward) or `<!-- teachers: FILE -->`
-(what there is to choose from) and `<!-- end -->`.
+(what there is to choose from) or `<!-- folds: FILE -->` (cross-fitted rows against their own control) and `<!-- end -->`.
 
 python benchmarks/tables.py            rewrite
 python benchmarks/tables.py --check    exit code 1 if anything would change
@@ -12,8 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from agents import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
@@ -98,7 +103,33 @@ def teachers(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-KINDS = {"table": comparison, "credit": credit, "teachers": teachers}
+def folds(results: dict[str, Any]) -> str:
+    """Cross-fitted rows against the control with the same folds: one warm start, as it should be."""
+    metric, test = results["metric"], results["tests"][0]
+    cells = {(c["agent"], c["seed"]): c[test] for c in results["cells"]}
+    lines = [
+        f"| with cross-fitted signals | {metric} | - their control, points [95 %] | test loss | - their control, nats [95 %] | ECE |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results["tables"][test]:
+        name, _, setting = row["agent"].partition(" teachers.folds=")
+        if not setting:
+            continue
+        pairs = {}
+        for key in (metric, "loss") if name != "control" else ():
+            ours, theirs = (
+                np.array([cells[f"{a} teachers.folds={setting}", s][key] for s in results["seeds"]])
+                for a in (name, "control")
+            )
+            pairs[key] = asdict(stats.paired(ours, theirs))
+        gain, loss = difference(pairs.get(metric), 100, "+.2f"), difference(pairs.get("loss"), 1, "+.4f")
+        lines.append(
+            f"| `{name}` | {row['mean']:.4f} | {gain} | {row['mean_loss']:.4f} | {loss} | {row['mean_ece']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+KINDS = {"table": comparison, "credit": credit, "teachers": teachers, "folds": folds}
 
 
 def render(page: str) -> str:

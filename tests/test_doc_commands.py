@@ -116,6 +116,7 @@ def small(line: str, tiny: list[str], folder: Path) -> list[str]:
             "noise": [*words, *out, "--seeds", "2"],
             "layer": [*words, *out, "--steps", "2", "--repeats", "1"],
             "tables": [*words, "--check"],
+            "teachers": [*words, *tiny, "threads=1", *out],
         }[name]
     if words[-1] == "--help":
         return words

@@ -78,6 +78,23 @@ def test_a_unit_at_one_half_is_on(tiny_config) -> None:
     assert (chosen == 1).all()
 
 
+def test_gains_of_every_episode_are_kept(tiny_config, tmp_path, monkeypatch) -> None:
+    """Gains telescope: the student's value at the end of an episode minus the warm start's."""
+    from envs.rewards import Reward
+
+    values = []
+    measure = Reward.measure
+    monkeypatch.setattr(Reward, "measure", lambda self: values.append(measure(self)) or values[-1])
+    config = tiny_config(
+        "agent=ppo", "agent.episodes=3", "agent.params.batch_size=16", "agent.params.n_steps=2", "reward.every=2"
+    )
+    _, learnt = sb3.learn(config, tmp_path)
+    warm, steps = values[0], values[1:10]  # three measurements an episode
+    assert [point["episode"] for point in learnt.curve] == [0, 1, 2]
+    expected = [steps[2] - warm, steps[5] - warm, steps[8] - warm]
+    assert [point["gain"] for point in learnt.curve] == pytest.approx(expected)
+
+
 def test_wrong_parameters_end_in_one_line(tiny_config) -> None:
     import gymnasium as gym
     from stable_baselines3.common.vec_env import VecMonitor
