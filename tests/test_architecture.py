@@ -109,7 +109,7 @@ def test_the_groups() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes(option: str) -> None:
-    group, _, name = option.partition("/")
+    group, _, name = option.rpartition("/") if option.startswith("hydra/") else option.partition("/")
     config = compose([f"{group}={name}"])
     if group in ("task", "student", "agent", "reward", "teachers"):
         assert config[group]["name"] == name

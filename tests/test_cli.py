@@ -288,8 +288,9 @@ def test_teachers_command(tiny_overrides, home_of_runs, first, tmp_path):
     done = command(TEACHERS, *tiny_overrides, "threads=1", f"home={home_of_runs}", folder=tmp_path / "run")
     assert done.code == 0, done.err
     for row in (*first.results["teachers"], {"name": "ensemble", **first.results["ensemble"]}):
-        numbers = [f"{row['dev']['accuracy']:.3f}", f"{row['test']['accuracy']:.3f}", f"{row['test']['loss']:.3f}"]
-        assert re.search(rf"^{row['name']}\s+{'.*'.join(map(re.escape, numbers))}", done.out, re.MULTILINE), done.out
+        numbers = [f"{row[r][m]:.3f}" for r in ("train", "dev", "test") for m in ("accuracy", "loss")]
+        line = r"\s+".join(map(re.escape, [row["name"], *numbers]))
+        assert re.search(f"^{line}$", done.out, re.MULTILINE), done.out
 
 
 @pytest.mark.parametrize("script", [REINFORCE, TEACHERS], ids=["reinforce", "teachers"])
