@@ -117,9 +117,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "selection_curve": done.selected.curve(),
         "joint_curve": [] if learnt is None else learnt.curve,
         "teachers": list(process.signals.names),
-        "device": str(process.device),
-        "threads": torch.get_num_threads(),
-        "amp": str(process.prepared.amp or "off").removeprefix("torch."),
+        **runs.machine(process),
         "data": {role: len(split) for role, split in process.task.splits.items()},
         "cost": {
             "train_s": 0.0 if learnt is None else learnt.seconds,
@@ -350,21 +348,17 @@ def print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
     for column in (*columns, "train s"):
         table.add_column(column.replace("[", "\\["), justify="right")
 
-    def span(pair: Sequence[float] | None, form: str) -> str:
-        return "" if pair is None else f" [{pair[0]:{form}}, {pair[1]:{form}}]"
-
     for row in rows:
         difference, loss, p = row.get(f"difference_{metric}"), row.get("difference_loss"), row.get("p_holm")
         text, interval = "", None
         if difference is not None:
             interval = difference["interval"]
-            text = f"{difference['mean']:+.4f}{span(interval, '+.4f')}"
-        clear = interval is not None and (interval[0] > 0 or interval[1] < 0)
+            text = stats.with_interval(difference["mean"], interval, "+.4f")
         table.add_row(
             Text(row["agent"]),
             f"{row['mean']:.4f}",
-            Text(f"{row['iqm']:.4f}{span(row['interval'], '.4f')}"),
-            Text(text, style="bold" if clear else ""),
+            Text(stats.with_interval(row["iqm"], row["interval"], ".4f")),
+            Text(text, style="bold" if stats.is_clear(interval) else ""),
             f"{row['improvement']:.2f}" if "improvement" in row else "",
             "" if p is None else f"{p:.3f}",
             f"{row['mean_loss']:.4f}",

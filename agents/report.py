@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from agents import stats
 from agents.rules import RULES
 from distill.losses import soft_labels
 from distill.process import Prepared
@@ -584,21 +585,17 @@ def _table(comparison: Mapping[str, Any], test: str) -> dict[str, Any]:
     def number(value: float | None, form: str) -> tuple[str, float | None, bool]:
         return ("" if value is None else f"{value:{form}}", value, False)
 
-    def span(value: float, interval: Sequence[float] | None, form: str) -> str:
-        return f"{value:{form}}" + ("" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]")
-
     def pair(found: Mapping[str, Any] | None, factor: float, form: str) -> tuple[str, float | None, bool]:
         if found is None:
             return ("", None, False)
-        interval = None if found["interval"] is None else [factor * x for x in found["interval"]]
-        clear = interval is not None and (interval[0] > 0 or interval[1] < 0)
-        return (span(factor * found["mean"], interval, form), found["mean"], clear)
+        text = stats.with_interval(found["mean"], found["interval"], form, factor)
+        return (text, found["mean"], stats.is_clear(found["interval"]))
 
     rows = []
     for r in comparison["tables"][test]:
         row = [(r["agent"], None, False), *(number(r[f"mean_{m}"], ".4f") for m in plain)]
         row += [
-            (span(r["iqm"], r["interval"], ".4f"), r["iqm"], False),
+            (stats.with_interval(r["iqm"], r["interval"], ".4f"), r["iqm"], False),
             pair(r.get(f"difference_{metric}"), 100, "+.2f"),
         ]
         row += [number(r.get("improvement"), ".2f"), number(r.get("p_holm"), ".3f"), number(r["mean_loss"], ".4f")]

@@ -153,6 +153,15 @@ def reproduce_line(script: str) -> str:
     return " ".join(["python", script, *(f"'{o}'" if any(c in o for c in " []{}") else o for o in overrides)])
 
 
+def machine(process: Distillation) -> dict[str, Any]:
+    """Where a result was computed, as far as its digits depend on it."""
+    return {
+        "device": str(process.device),
+        "threads": torch.get_num_threads(),
+        "amp": str(process.prepared.amp or "off").removeprefix("torch."),
+    }
+
+
 def base_results(config: dict[str, Any], process: Distillation, teachers: list[dict[str, Any]]) -> dict[str, Any]:
     """The part of results.json that does not depend on the agent."""
     task, tests = process.task, process.task.tests
@@ -164,9 +173,7 @@ def base_results(config: dict[str, Any], process: Distillation, teachers: list[d
         "agent": config["agent"]["name"],
         "seed": config["seed"],
         "config_hash": digest(hashed),
-        "device": str(process.device),
-        "threads": torch.get_num_threads(),
-        "amp": str(process.prepared.amp or "off").removeprefix("torch."),
+        **machine(process),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "data": {
             **{r: len(s) for r, s in task.splits.items()},

@@ -31,6 +31,17 @@ def bootstrap(strata: Sequence[np.ndarray], level: float = 0.95, resamples: int 
     return float(low), float(high)
 
 
+def with_interval(value: float, interval: Sequence[float] | None, form: str, factor: float = 1.0) -> str:
+    """`value [low, high]`, all times `factor`; the value alone where there is no interval."""
+    text = f"{factor * value:{form}}"
+    return text if interval is None else f"{text} [{factor * interval[0]:{form}}, {factor * interval[1]:{form}}]"
+
+
+def is_clear(interval: Sequence[float] | None) -> bool:
+    """Whether an interval is known and does not hold zero."""
+    return interval is not None and (interval[0] > 0 or interval[1] < 0)
+
+
 @dataclass
 class Paired:
     """A paired difference over seeds: mean, its 95 % interval (Student's t) and two-sided p; None from a single seed."""

@@ -28,11 +28,7 @@ def difference(pair: dict[str, Any] | None, factor: float, form: str) -> str:
     """`mean [low, high]`, scaled; empty for the control."""
     if pair is None:
         return ""
-    text = f"{factor * pair['mean']:{form}}"
-    if pair["interval"] is None:
-        return text
-    low, high = (factor * x for x in pair["interval"])
-    return f"{text} [{low:{form}}, {high:{form}}]"
+    return stats.with_interval(pair["mean"], pair["interval"], form, factor)
 
 
 def table(results: dict[str, Any], test: str) -> str:

@@ -15,15 +15,17 @@ import argparse
 import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import configs
 from agents.reinforce import Credit, ReinforceSettings, Selector, surrogate
 from distill.losses import label_loss
 from distill.process import Distillation
@@ -48,7 +50,6 @@ class Workload:
     vocabulary: int
     length: int
     instances: int
-    extra: list[str] = field(default_factory=list)
 
 
 WORKLOADS = {
@@ -94,10 +95,8 @@ class Ways:
     """Every way to train the student for a number of steps, from the same start on the same batches."""
 
     def __init__(self, settings: list[str], live: list[str], steps: int) -> None:
-        import configs
-
         self.steps = steps
-        made = {"shared": settings, "influence": [*settings, "reward.credit=influence"], "live": live}
+        made = {"stored": settings, "live": live}
         self.cores = {name: Core(configs.compose([*o, f"budget.steps={steps}"])) for name, o in made.items()}
         self.everyone = np.ones((32, 4), np.float32)
 
@@ -107,12 +106,12 @@ class Ways:
         gain = {"name": "validation_gain", "size": 128, "credit": "shared"}
         return {
             "floor": self.floor,
-            "all teachers, stored": lambda: self.fixed("shared", self.everyone),
-            "reinforce, paper1": lambda: self.reinforce("shared", reward(name="paper1"), "shared"),
-            "reinforce, gain every 4": lambda: self.reinforce("shared", reward(**gain, every=4), "shared"),
-            "reinforce, gain every 1": lambda: self.reinforce("shared", reward(**gain, every=1), "shared"),
+            "all teachers, stored": lambda: self.fixed("stored", self.everyone),
+            "reinforce, paper1": lambda: self.reinforce(reward(name="paper1"), "shared"),
+            "reinforce, gain every 4": lambda: self.reinforce(reward(**gain, every=4), "shared"),
+            "reinforce, gain every 1": lambda: self.reinforce(reward(**gain, every=1), "shared"),
             "reinforce, influence": lambda: self.reinforce(
-                "influence", reward(size=128, every=16, credit="influence", direction_every=16), "counterfactual"
+                reward(size=128, every=16, credit="influence", direction_every=16), "counterfactual"
             ),
             "all teachers, live": lambda: self.fixed("live", self.everyone),
             "half the teachers, live": lambda: self.fixed("live", None),
@@ -120,7 +119,7 @@ class Ways:
 
     def floor(self) -> None:
         """Labels only."""
-        process: Distillation = self.cores["shared"].process
+        process: Distillation = self.cores["stored"].process
         process.begin(0)
         tokens = process.tokens("train")
         stream = process.stream
@@ -137,11 +136,10 @@ class Ways:
             half = (rng.random((32, 4)).argsort(1) < 2).astype(np.float32)
             process.step(half if actions is None else actions)
 
-    def reinforce(self, which: str, reward: RewardSettings, kind: str) -> None:
+    def reinforce(self, reward: RewardSettings, kind: str) -> None:
         """The paper's selector on the environment's core: states, choices, rewards, an update a step."""
-        core = self.cores[which]
-        core.reward.settings = reward
-        core.reward.rows = core.reward.rows[: reward.size]
+        core = self.cores["stored"]
+        core.reward.settings = reward  # the reward split has the 128 instances that all of them measure
         settings = ReinforceSettings(credit=kind, lr=0.01)
         credit = Credit(settings, waits=reward.name == "validation_gain")
         selector = Selector(core.observe.space.shape[0], 4, 1.0)
@@ -167,8 +165,6 @@ class Ways:
 
 def main() -> None:
     """Measure; print and write the table."""
-    import tempfile
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=WORKLOADS, default="nano")
     parser.add_argument("--threads", type=int, default=1)

@@ -26,7 +26,7 @@ from . import cache
 from .models import check_length, load_config, load_encoder, load_tokenizer, resolve, takes_token_types
 from .settings import EncoderSettings, UserError, check, digest
 from .tasks import Split
-from .tokens import Batch, TokenizedSplit, run_over
+from .tokens import Batch, TokenizedSplit, run_over, run_rows
 
 FORMAT = 2  # of stored arrays; raised whenever what is stored changes
 
@@ -290,10 +290,9 @@ class TransformerEncoder:
         """Unit vectors, float32 `[N, hidden size]`."""
         return unit(run_over(self._tokens(split), self._pool, progress=f"encoder on {split.role}").numpy())
 
-    @torch.inference_mode()
     def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
         """Unit vectors, float32 `[B, hidden size]`."""
-        return unit(self._pool(self._tokens(split).batch(rows)).cpu().numpy())
+        return unit(run_rows(self._tokens(split), rows, self._pool).numpy())
 
     def _tokens(self, split: Split) -> TokenizedSplit:
         if self._model is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from .settings import StudentSettings, TeacherSettings, TeachersSettings, check,
 from .signals import Source
 from .student import Student
 from .tasks import Split, Task, read_table, stratified
-from .tokens import Stream, TokenizedSplit
+from .tokens import Stream, TokenizedSplit, run_rows
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # of a fine-tuned teacher; raised whenever fine-tuning changes
@@ -63,11 +64,10 @@ class ModelTeacher:
         progress = f"teacher {self.name} on {split.role}" if len(split) > 256 else None
         return student.predict(tokens, progress=progress).numpy()[:, self._order]
 
-    @torch.inference_mode()
     def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
         """Logits of a few instances, float32 `[B,C]`; the split is tokenised once."""
         student, tokens = self._load(), self._tokens(split)
-        return student.forward(tokens.batch(rows)).cpu().numpy()[:, self._order]
+        return run_rows(tokens, rows, student.forward).numpy()[:, self._order]
 
     def _tokens(self, split: Split) -> TokenizedSplit:
         if self._prepared is None or self._prepared[0] != split.fingerprint:
@@ -163,24 +163,22 @@ class FoldedTeacher:
         """Logits, float32 `[N,C]`."""
         if split.role != "train":
             return self.whole.compute(split)
-        fold = np.array([self._fold[name] for name in split.ids.tolist()])
-        out = np.empty((len(split), self.width), np.float32)
-        for i, copy in enumerate(self.copies):
-            rows = np.flatnonzero(fold == i)
-            if len(rows):
-                out[rows] = copy.compute(split.take(rows))
-        return out
+        return self._from_copies(split.ids, lambda copy, here: copy.compute(split.take(here)))
 
     def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
         """Logits of a few instances, float32 `[B,C]`."""
         if split.role != "train":
             return self.whole.at(split, rows)
-        fold = np.array([self._fold[name] for name in split.ids[rows].tolist()])
-        out = np.empty((len(rows), self.width), np.float32)
+        return self._from_copies(split.ids[rows], lambda copy, here: copy.at(split, rows[here]))
+
+    def _from_copies(self, ids: np.ndarray, ask: Callable[[Source, np.ndarray], np.ndarray]) -> np.ndarray:
+        """What `ask` gets of each instance's own copy, by place in `ids`."""
+        fold = np.array([self._fold[name] for name in ids.tolist()])
+        out = np.empty((len(ids), self.width), np.float32)
         for i, copy in enumerate(self.copies):
             here = np.flatnonzero(fold == i)
             if len(here):
-                out[here] = copy.at(split, rows[here])
+                out[here] = ask(copy, here)
         return out
 
     def release(self) -> None:
@@ -243,11 +241,10 @@ def load_teacher(
         f"{what}: task {task.name} has no pool {spec.pool!r}; it has {', '.join(task.pools) or 'none'}",
     )
     data = task.splits["train"] if spec.pool is None else task.pools[spec.pool]
-    cross_fit = folds > 0 and _learns_train(spec)
-    fold = folds_of(data, folds) if cross_fit else np.zeros(0)
+    if not folds or not _learns_train(spec):
+        return _fine_tuned(spec, task, data, home, device, amp)
+    fold = folds_of(data, folds)  # before anything is trained: it may refuse
     whole = _fine_tuned(spec, task, data, home, device, amp)
-    if not cross_fit:
-        return whole
     rest = [data.take(np.flatnonzero(fold != i)) for i in range(folds)]
     return FoldedTeacher(whole, [_fine_tuned(spec, task, part, home, device, amp) for part in rest], data, fold)
 

@@ -159,3 +159,12 @@ def run_over(
             bar.update(len(rows))
     assert out is not None
     return out.cpu().clone()
+
+
+@torch.inference_mode()
+def run_rows(
+    tokens: TokenizedSplit, rows: np.ndarray, forward: Callable[[Batch], Tensor], batch_size: int = 256
+) -> Tensor:
+    """`forward` over a few rows of a split, in their order and never more at once than memory is meant for; `[B,...]`, on the host."""
+    parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    return torch.cat([forward(tokens.batch(part)).float().cpu() for part in parts])

@@ -63,6 +63,11 @@ class RewardSettings:
         )
 
 
+def part_of(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The arrays of a state whose names begin with `name/`, under the rest of their names."""
+    return {k.removeprefix(f"{name}/"): v for k, v in arrays.items() if k.startswith(f"{name}/")}
+
+
 @dataclass
 class Shares:
     """First-order shares of the gain.
@@ -160,16 +165,11 @@ class Reward:
 
     def set_state(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
         """Go on from `state()`."""
-        device = self.process.device
-
-        def part(name: str) -> Direction:
-            return {
-                n.removeprefix(f"{name}/"): torch.from_numpy(v.copy()).to(device)
-                for n, v in arrays.items()
-                if n.startswith(f"{name}/")
-            }
-
-        self.direction, self.total = part("direction") or None, part("total")
+        direction, self.total = (
+            {n: torch.from_numpy(v.copy()).to(self.process.device) for n, v in part_of(arrays, name).items()}
+            for name in ("direction", "total")
+        )
+        self.direction = direction or None
         self.value, self.steps, self.weight = facts["value"], facts["steps"], facts["weight"]
         self.rng.bit_generator.state = facts["rng"]
 

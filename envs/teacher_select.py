@@ -26,7 +26,7 @@ from distill.settings import ProcessSettings, check, digest, one_of, parse
 
 from . import rendering
 from .observations import Observation, ObservationSettings
-from .rewards import Reward, RewardSettings
+from .rewards import Reward, RewardSettings, part_of
 
 State = dict[str, np.ndarray]
 
@@ -119,13 +119,10 @@ class Core:
             f"this state is of another environment: fingerprint {facts['fingerprint']} there, {self.fingerprint} here; make one with the same settings",
         )
 
-        def part(name: str) -> State:
-            return {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
-
         with training_mode():
-            self.process.set_state(part("process"), facts["process"])
-        self.reward.set_state(part("reward"), facts["reward"])
-        self.log = Log.from_state(part("log"), facts["log"])
+            self.process.set_state(part_of(state, "process"), facts["process"])
+        self.reward.set_state(part_of(state, "reward"), facts["reward"])
+        self.log = Log.from_state(part_of(state, "log"), facts["log"])
         return facts
 
     def fork(self) -> Core:

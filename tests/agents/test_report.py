@@ -309,10 +309,7 @@ def test_readable_on_a_phone(page):
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     try:
-        wait(
-            page,
-            "return innerWidth === 390 && document.querySelector('.plot').layout.width <= 390 || innerWidth === 390",
-        )
+        wait(page, "return innerWidth === 390")
         time.sleep(0.5)
         assert page.execute_script("return document.documentElement.scrollWidth") <= 390
         outside = page.execute_script(
