@@ -178,10 +178,10 @@ class Student:
         The step computes them anyway, so a forward difference costs one forward more and not two; where the step's are
         noisy or rounded (dropout, autocast) clean ones are computed here.
         """
-        base = {n: p.detach() for n, p in self.named.items()}
         if method == "auto":
             method = "finite" if self.amp is None else "exact"
         if method == "exact":
+            base = {n: p.detach() for n, p in self.named.items()}
 
             def run(params: Direction) -> Tensor:
                 return functional_call(self.model, params, kwargs=batch).logits.float()
@@ -191,18 +191,24 @@ class Student:
                 tangent: Tensor = torch.func.jvp(run, (base,), (direction,))[1]
             return lambda logits: tangent
         with torch.no_grad():
-            norm = torch.stack(torch._foreach_norm(list(direction.values()))).norm()
-            eps = reach / norm.clamp_min(1e-12)
-            ahead = self._shifted(base, direction, eps, batch)
+            along = list(direction.values())
+            eps = reach / torch.stack(torch._foreach_norm(along)).norm().clamp_min(1e-12)
+            ahead = self._shifted(along, eps, batch)
             if method == "central":
-                both = (ahead - self._shifted(base, direction, -eps, batch)) / (2 * eps)
+                both = (ahead - self._shifted(along, -eps, batch)) / (2 * eps)
                 return lambda logits: both
             clean = self.model(**batch).logits if self.random or self.amp is not None else None
         return lambda logits: (ahead - (logits if clean is None else clean)) / eps
 
-    def _shifted(self, base: Direction, direction: Direction, eps: Tensor, batch: Batch) -> Tensor:
-        moved = torch._foreach_add(list(base.values()), torch._foreach_mul(list(direction.values()), eps))
-        logits: Tensor = functional_call(self.model, dict(zip(base, moved, strict=True)), kwargs=batch).logits
+    def _shifted(self, along: list[Tensor], eps: Tensor, batch: Batch) -> Tensor:
+        """Logits at weights + eps * along, in full precision; the weights are back, to the bit, afterwards."""
+        # Moving them in place costs two copies; functional_call would walk over every module of the model.
+        here = self.weights()
+        torch._foreach_add_(self.params, torch._foreach_mul(along, eps))
+        try:
+            logits: Tensor = self.model(**batch).logits
+        finally:
+            torch._foreach_copy_(self.params, here)
         return logits
 
     # --- weights ----------------------------------------------------------------------------------------------------

@@ -323,7 +323,8 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
         state = self._states[0].copy()
         if done:
             self._states = None
-        shown = {"row_rewards": rewards, **{k: float(v[0]) if k in ("gain", "value") else v for k, v in info.items()}}
+        scalars = {k: v[0].item() for k, v in info.items() if k in ("gain", "value", "measured")}
+        shown = {"row_rewards": rewards, **info, **scalars}
         return state, float(rewards.mean()), done, False, {**self._info(), **shown}
 
     def render(self) -> Any:
