@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distill.cache import writing
 from distill.settings import UserError
 
 
@@ -78,7 +79,8 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
     def guarded(cfg: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            run(OmegaConf.to_container(cfg, resolve=True))
+            with writing(folder, "set hydra.run.dir to a writable folder"):
+                run(OmegaConf.to_container(cfg, resolve=True))
         except UserError as error:
             _remove_empty([] if folder in found else [folder, *made])
             _fail(error)
