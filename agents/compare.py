@@ -446,7 +446,9 @@ def run(config: dict[str, Any]) -> None:
             done = {(r["agent"], r["seed"]) for r in results}
             places = {(c.entry, c.seed): Path(c.folder) for c in cells if (c.entry, c.seed) in done}
             prepared = prepare(ProcessSettings.from_config(cells[0].config))
-            print(f"report: {report.write(folder / 'report', comparison, results, places, prepared)}")
+            with cache.whole_folder(folder / "report") as place:
+                page = report.write(place, comparison, results, places, prepared)
+            print(f"report: {folder / 'report' / page.name}")
     for label, error in errors.items():
         print(f"failed: {label}: {error}")
     print(f"written to {folder}")
