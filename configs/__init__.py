@@ -7,7 +7,9 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distill.cache import writing
 from distill.settings import UserError
 
 
@@ -78,7 +81,8 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
     def guarded(cfg: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            run(OmegaConf.to_container(cfg, resolve=True))
+            with writing(folder, "set hydra.run.dir to a writable folder"), _errors_of_threads():
+                run(OmegaConf.to_container(cfg, resolve=True))
         except UserError as error:
             _remove_empty([] if folder in found else [folder, *made])
             _fail(error)
@@ -93,6 +97,27 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
         except UserError as error:
             _fail(error)
     main(version_base="1.3", config_path="pkg://configs", config_name=config)(guarded)()
+
+
+@contextmanager
+def _errors_of_threads() -> Iterator[None]:
+    """What the system refused to a thread (TensorBoard writes in one) is raised here at the end instead of printed there."""
+    refused: list[OSError] = []
+    before = threading.excepthook
+
+    def keep(args: threading.ExceptHookArgs) -> None:
+        if isinstance(args.exc_value, OSError):
+            refused.append(args.exc_value)
+        else:
+            before(args)
+
+    threading.excepthook = keep
+    try:
+        yield
+        if refused:
+            raise refused[0]
+    finally:
+        threading.excepthook = before
 
 
 def _fail(error: UserError) -> None:
