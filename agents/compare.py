@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 import configs
 from agents import reinforce, report, runs, sb3, stats
 from agents.rules import RULES, make_rule
-from distill import cache
+from distill import cache, parallel
 from distill.process import prepare
 from distill.settings import ProcessSettings, UserError, check, digest, expand, one_of, parse
 from distill.tasks import load_task
@@ -400,6 +400,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def run(config: dict[str, Any]) -> None:
     """Run what is missing of the grid; print and write the table."""
+    check(parallel.world() == 1, "compare.py starts processes of its own (jobs=N); run it without accelerate launch")
     grid = {k: config.pop(k) for k in ("agents", "seeds", "jobs", "cells", "report")}
     settings = parse(CompareSettings, grid, "compare")
     settings.cells = str(expand(settings.cells).absolute())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import io
 import os
 import re
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distill import parallel
 from distill.cache import writing
 from distill.settings import UserError
 
@@ -72,6 +75,11 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
     """
     given = [a.partition("=")[0] for a in sys.argv[1:]]
     sys.argv[1:1] = [d for d in defaults if d.partition("=")[0] not in given]
+    if not parallel.is_first():  # it takes part in the work, and leaves nothing behind
+        aside = ExitStack()
+        atexit.register(aside.close)
+        sys.argv.append(f"hydra.run.dir={aside.enter_context(tempfile.TemporaryDirectory())}")
+        aside.enter_context(redirect_stdout(io.StringIO()))
     arguments = sys.argv[1:]
     made: list[Path] = []  # folders of the run that did not exist before it
     found: list[Path] = []  # its own, where it did

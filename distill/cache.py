@@ -9,14 +9,16 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
+from . import parallel
 from .settings import UserError, check, digest
 
 MANIFEST = "manifest.json"
@@ -183,18 +185,20 @@ def entry(
     place only when complete; other processes wait on a lock. A disk that is full or refuses raises `UserError` and
     leaves the cache as it was. `facts` are compared with those of an entry found:
     a difference raises `UserError` naming both. Of the files `checked_later` only the size is checked here: whoever
-    reads them checks what it reads.
+    reads them checks what it reads. Processes started together build together, and the first one's files are kept.
     """
-    if not (folder / MANIFEST).is_file():  # nothing is written, and no lock needed, where it is there
+    if _missing(folder):  # nothing is written, and no lock needed, where it is there
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"cache folder {folder.parent} cannot be made ({error.strerror}); set TEACHER_SELECT_HOME to a writable place"
             ) from None
-        with writing(folder.parent, "set TEACHER_SELECT_HOME to a writable place"), FileLock(f"{folder}.lock"):
-            if not (folder / MANIFEST).is_file():
+        lock = FileLock(f"{folder}.lock") if parallel.is_first() else nullcontext()
+        with writing(folder.parent, "set TEACHER_SELECT_HOME to a writable place"), lock:
+            if _missing(folder):
                 _build(folder, facts, build, checked_later)
+        parallel.wait()
     manifest = read_manifest(folder)
     for key, value in facts.items():
         if manifest.get(key) != value:
@@ -204,12 +208,21 @@ def entry(
     return manifest
 
 
+def _missing(folder: Path) -> bool:
+    """Whether an entry must be built; the first process looks for all of them."""
+    return bool(parallel.from_first(np.array([not (folder / MANIFEST).is_file()], np.int8))[0])
+
+
 def _build(
     folder: Path,
     facts: dict[str, Any],
     build: Callable[[Path], dict[str, Any] | None],
     checked_later: tuple[str, ...],
 ) -> None:
+    if not parallel.is_first():
+        with tempfile.TemporaryDirectory() as aside:
+            build(Path(aside))
+        return
     with whole_folder(folder) as temporary:  # one left by a builder that was killed is nobody's: the lock is ours
         more = build(temporary) or {}
         made = sorted(p for p in temporary.iterdir() if p.is_file())

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import cache
+from . import cache, parallel
 from .models import check_length, load_config, load_encoder, load_tokenizer, resolve, takes_token_types
 from .settings import EncoderSettings, UserError, check, digest
 from .tasks import Split
@@ -200,8 +200,9 @@ def _shard(source: Source, part: Split, folder: Path, start: int) -> np.ndarray:
         if path.stem == f"{start}-{zlib.crc32(data)}" and len(data) == 4 * len(part) * source.width:
             return np.frombuffer(data, "<f4").reshape(len(part), source.width)
     values = checked(source.compute(part), len(part), source).astype("<f4", copy=False)
-    folder.mkdir(exist_ok=True)
-    cache.write_whole(folder / f"{start}-{_sum_of(values)}.f32", values.tobytes())
+    if parallel.is_first():
+        folder.mkdir(exist_ok=True)
+        cache.write_whole(folder / f"{start}-{_sum_of(values)}.f32", values.tobytes())
     return values
 
 

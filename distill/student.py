@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from . import parallel
 from .models import takes_token_types
 from .settings import StudentSettings
 from .tokens import Batch, TokenizedSplit, run_over
@@ -88,16 +89,24 @@ class Student:
         return torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
 
     def step(self, batch: Batch, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """One optimiser step on the mean of `loss(logits)` `[B]`.
+        """One optimiser step on the mean of `loss(logits)` `[B]`; several processes take a part of the rows each.
 
         Returns:
             The logits `[B,C]` before the step and the per-instance losses `[B]`, both detached and still on the device.
         """
         if self.random:
             self.model.train()
-        logits = self.forward(batch)
-        losses = loss(logits)
-        losses.mean().backward()
+        if parallel.world() == 1:
+            logits = self.forward(batch)
+            losses = loss(logits)
+            losses.mean().backward()
+        else:
+            count = len(batch["input_ids"])
+            mine = parallel.share(count)
+            logits = parallel.join(self.forward({k: v[mine] for k, v in batch.items()}), count)
+            losses = loss(logits)
+            (losses[mine].sum() / count).backward()
+            parallel.sum_gradients(self.params)
         if self.random:
             self.model.eval()
         self.apply_gradients()

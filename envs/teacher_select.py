@@ -21,6 +21,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 import configs
+from distill import parallel
 from distill.process import Distillation
 from distill.settings import ProcessSettings, check, digest, one_of, parse
 
@@ -63,6 +64,7 @@ class Core:
 
     def begin(self, seed: int, restart: bool = True) -> np.ndarray:
         """Start an episode; returns the states `[B, size]` of its first batch."""
+        seed = int(parallel.from_first(np.array([seed]))[0])
         with training_mode():
             if self.log.actions:
                 self._ended = self.log
@@ -80,6 +82,7 @@ class Core:
             assert batch is not None
             self.reward.before()
             lr = process.student.lr
+            actions = parallel.from_first(actions)  # one policy acts, however many processes share the step
             logits, _ = process.step(actions)
             rewards, info = self.reward.after(batch, logits, actions, lr)
             self.log.add(actions, rewards, info)
