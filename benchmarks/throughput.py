@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
 import configs
-from agents.reinforce import ReinforceSettings, train
+from agents.reinforce import ReinforceSettings, Selector, surrogate, train
 from distill.losses import label_loss
 from distill.process import Distillation
 from distill.settings import UserError
@@ -43,7 +43,7 @@ from distill.signals import StoredSignals
 from distill.tasks import Split
 from distill.teachers import ModelTeacher
 from distill.tokens import Stream
-from envs.rewards import RewardSettings
+from envs.rewards import Reward, RewardSettings
 from envs.teacher_select import TeacherSelectVectorEnv
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,6 +107,32 @@ def overrides(work: Workload, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def clock(device: torch.device, work: Callable[[], Any]) -> float:
+    """Seconds of `work`, the device's own included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def floor(process: Distillation, steps: int) -> float:
+    """Seconds of the bare loop: labels only, the batches of the run."""
+    process.begin(0)
+    tokens, stream = process.tokens("train"), process.stream
+
+    def loop() -> None:
+        for _ in range(steps):
+            rows = stream.next()
+            process.student.step(
+                tokens.batch(rows), label_loss(torch.from_numpy(process.labels[rows]).to(process.device))
+            )
+
+    return clock(process.device, loop)
+
+
 class Ways:
     """Every way to train the student for a number of steps, from the same start on the same batches; each returns its seconds."""
 
@@ -137,10 +163,10 @@ class Ways:
 
     def all(self) -> dict[str, Callable[[], float]]:
         """By name."""
-        reward = RewardSettings
+        reward, steps = RewardSettings, self.steps
         gain = {"size": 128, "credit": "shared"}
         return {
-            "floor": lambda: self.floor("stored"),
+            "floor": lambda: floor(self.process("stored"), steps),
             "all teachers, stored": lambda: self.fixed("stored"),
             "reinforce, paper1": lambda: self.reinforce(reward(name="paper1", every=1), "shared"),
             "reinforce, paper1 every 8": lambda: self.reinforce(reward(name="paper1", every=8), "shared"),
@@ -151,30 +177,22 @@ class Ways:
             ),
             "all teachers, live": lambda: self.fixed("live"),
             "half the teachers, live": lambda: self.fixed("live", half=True),
-            "floor, bf16": lambda: self.floor("bf16"),
-            "floor, random batches": lambda: self.floor("random batches"),
+            "floor, bf16": lambda: floor(self.process("bf16"), steps),
+            "floor, random batches": lambda: floor(self.process("random batches"), steps),
         }
-
-    def floor(self, which: str) -> float:
-        """Labels only."""
-        process = self.process(which)
-        process.begin(0)
-        tokens, stream = process.tokens("train"), process.stream
-        started = time.perf_counter()
-        for _ in range(self.steps):
-            rows = stream.next()
-            process.student.step(tokens.batch(rows), label_loss(torch.from_numpy(process.labels[rows])))
-        return time.perf_counter() - started
 
     def fixed(self, which: str, half: bool = False) -> float:
         """All teachers, or a random half of them for each instance."""
         process = self.process(which)
         process.begin(0)
         rng = np.random.default_rng(3)
-        started = time.perf_counter()
-        for _ in range(self.steps):
-            process.step((rng.random(self.everyone.shape).argsort(1) < 2).astype(np.float32) if half else self.everyone)
-        return time.perf_counter() - started
+
+        def loop() -> None:
+            for _ in range(self.steps):
+                some = (rng.random(self.everyone.shape).argsort(1) < 2).astype(np.float32)
+                process.step(some if half else self.everyone)
+
+        return clock(process.device, loop)
 
     def reinforce(self, reward: RewardSettings, kind: str) -> float:
         """The product's joint training, one episode."""
@@ -183,6 +201,74 @@ class Ways:
         settings = ReinforceSettings(credit=kind, lr=0.01, episodes=1)
         with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
             return train(env, settings, 0, writer)[1].seconds
+
+
+# --- where the time goes ----------------------------------------------------------------------------------------------
+
+GROUPS = {
+    "attention": "scaled_dot",
+    "matrix products": "mm",
+    "gelu": "gelu",
+    "layer norm": "layer_norm",
+    "optimiser": "adam",
+}
+
+
+def parts(ways: Ways, turns: int = 30) -> dict[str, float]:
+    """Milliseconds, medians: one student step and what a selector adds to some of them."""
+    env = ways.envs["stored"]
+    core, process = env.core, ways.process("stored")
+    reward = core.reward = Reward(RewardSettings(size=128, credit="influence", center=False), process)
+    core.begin(0)
+    core.step(ways.everyone)  # AdamW knows no scale before its first step
+    states, now = core.observe(), process.current
+    assert now is not None
+    selector, student = Selector(states.shape[1], ways.everyone.shape[1], 1.0), process.student
+    optimizer, credit = torch.optim.Adam(selector.parameters()), torch.randn(ways.everyone.shape)
+    direction = student.precondition(reward._gradient())
+
+    def state() -> None:
+        process.current = process.load(now.rows)
+        core.observe()
+
+    def update() -> None:
+        optimizer.zero_grad()
+        surrogate(selector(torch.from_numpy(states)), torch.from_numpy(ways.everyone), credit).backward()
+        optimizer.step()
+
+    def forward() -> None:
+        with torch.inference_mode():
+            student.forward(now.inputs)
+
+    work: dict[str, Callable[[], Any]] = {
+        "a student step (32 rows)": lambda: process.step(ways.everyone),
+        "a forward of the batch, as paper1 needs": forward,
+        "V on 128 instances": reward.measure,
+        "a reward gradient on 64": reward._gradient,
+        "a step along it, for influence": lambda: student.probe(now.inputs, direction),
+        "the states of a batch": state,
+        "an update of the selector": update,
+    }
+    out = {}
+    for name, piece in work.items():
+        times = [clock(process.device, piece) for _ in range(turns)]
+        out[name] = 1e3 * statistics.median(times[turns // 5 :])
+    return out
+
+
+def shares(ways: Ways) -> dict[str, float]:
+    """Share of the floor's processor time by kind of operation, by torch.profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        floor(ways.process("stored"), 16)
+    spent = {e.key: e.self_cpu_time_total for e in seen.key_averages()}
+    out = dict.fromkeys(GROUPS, 0.0)
+    for name, micros in spent.items():
+        group = next((g for g, word in GROUPS.items() if word in name.lower()), None)
+        if group:
+            out[group] += micros / sum(spent.values())
+    return {**out, "everything else": 1 - sum(out.values())}
 
 
 # --- other tools ------------------------------------------------------------------------------------------------------
@@ -293,6 +379,32 @@ def signal_speed(ways: Ways, turns: int, folder: Path, instances: int = 4096) ->
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Every way's ratio to its floor, by workload; targets as ticks."""
+    from matplotlib.figure import Figure
+
+    runs = list(results.values())
+    names = [r["way"] for r in runs[0]["rows"] if not r["way"].startswith(("floor", "signals", "TextBrewer"))]
+    figure = Figure(figsize=(7.2, 0.55 * len(names) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(runs)
+    for i, run in enumerate(runs):
+        ratio = {r["way"]: r["ratio"] for r in run["rows"]}
+        places = [-j - i * height for j in range(len(names))]
+        label = f"{run['workload']}, {run['threads']} thread(s)"
+        axes.barh(places, [ratio.get(n, 0.0) for n in names], height, label=label)
+    for j, name in enumerate(names):
+        if name in TARGETS:
+            axes.plot([TARGETS[name]] * 2, [-j + 0.45, -j - 0.75], color="black", lw=1.2)
+    axes.set_yticks([-j - 0.4 + height / 2 for j in range(len(names))], names)
+    axes.axvline(1, color="grey", lw=0.8)
+    axes.set_xlabel("speed, as a ratio to the bare student loop (ticks: targets)")
+    axes.legend(fontsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     """Measure; print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -306,8 +418,12 @@ def main() -> None:
     parser.add_argument(
         "--signals", type=int, default=4096, help="instances behind the speed of storing signals; 0: none"
     )
+    parser.add_argument("--figure", type=Path, help="draw all results of --out there as PNG, and measure nothing")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/throughput.json")
     args = parser.parse_args()
+    if args.figure:
+        draw(json.loads(args.out.read_text(encoding="utf-8")), args.figure)
+        return
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -341,6 +457,7 @@ def main() -> None:
             for name, told in textbrewer(args.peer, ways, args.turns, args.threads, folder).items():
                 speed = 32 * steps / statistics.median(told["seconds"])
                 rows.append({"way": name, "examples_per_s": speed, "ratio": speed / floor, "target": None, **told})
+        profile = {"parts_ms": parts(ways), "shares": shares(ways)}
         if args.signals:
             spent = signal_speed(ways, min(3, args.turns), folder, args.signals)
             bare, stored = spent["signals, bare forwards"], spent["signals, stored"]
@@ -369,8 +486,12 @@ def main() -> None:
         "python": platform.python_version(),
         "load": os.getloadavg()[0],
         "rows": rows,
+        **profile,
         "reproduce": " ".join([*words, *(["--peer PYTHON"] if args.peer else [])]),
     }
+    for name, spent_ms in profile["parts_ms"].items():
+        print(f"{spent_ms:10.2f} ms  {name}")
+    print("the floor by kind of operation: " + ", ".join(f"{k} {v:.0%}" for k, v in profile["shares"].items()))
     args.out.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 

@@ -28,7 +28,9 @@ def play(overrides: list[str], home: str, agree: bool = True) -> dict[str, np.nd
         _, reward, terminated, _, info = env.step((rng.random((8, core.process.num_teachers)) < 0.5).astype(np.int8))
         rewards.append(reward)
         done = bool(terminated.all())
-        told["influence"] = info.get("influence", told.get("influence", np.zeros(0)))  # a last step hides it in final_info
+        told["influence"] = info.get(
+            "influence", told.get("influence", np.zeros(0))
+        )  # a last step hides it in final_info
     student = core.process.student
     # AdamW turns the rounding noise of a gradient that is zero into steps: attention keys need no bias.
     kept = [w.detach().flatten().numpy() for n, w in student.named.items() if not n.endswith("key.bias")]
