@@ -22,7 +22,7 @@ from . import parallel
 from .settings import UserError, check, digest
 
 MANIFEST = "manifest.json"
-SEAL = "seal"
+SEAL = "seal"  # key of a JSON file's checksum over itself
 FULL = {errno.ENOSPC, errno.EDQUOT}
 REFUSED = FULL | {errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
@@ -48,8 +48,8 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 @contextmanager
-def writing(folder: Path, way_out: str) -> Iterator[None]:
-    """What a disk refuses to write (full, read-only, not permitted, failing) raises `UserError` with `folder` and the way out.
+def writing(folder: Path, remedy: str) -> Iterator[None]:
+    """What a disk refuses to write (full, read-only, not permitted, failing) raises `UserError` with `folder` and `remedy`.
 
     Errors that name a file elsewhere pass as they are.
     """
@@ -65,7 +65,7 @@ def writing(folder: Path, way_out: str) -> Iterator[None]:
         if number not in REFUSED or (isinstance(place, str) and not Path(place).is_relative_to(folder)):
             raise
         room = "free some space or " if number in FULL else ""
-        raise UserError(f"{folder} cannot be written ({os.strerror(number)}); {room}{way_out}") from None
+        raise UserError(f"{folder} cannot be written ({os.strerror(number)}); {room}{remedy}") from None
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -182,12 +182,13 @@ def entry(
     """Manifest of the cache entry `folder`, built first when it does not exist.
 
     `build(temporary)` writes the entry's files and may return more facts for the manifest. The folder is renamed into
-    place only when complete; other processes wait on a lock. A disk that is full or refuses raises `UserError` and
-    leaves the cache as it was. `facts` are compared with those of an entry found:
-    a difference raises `UserError` naming both. Of the files `checked_later` only the size is checked here: whoever
-    reads them checks what it reads. Processes started together build together, and the first one's files are kept.
+    place only when complete; other processes wait on a lock. A full or read-only disk raises `UserError` and leaves
+    the cache as it was; where the entry is there nothing is written at all. `facts` are compared with those of an
+    entry found: a difference raises `UserError` naming both. Of the files `checked_later` only the size is checked
+    here: whoever reads them checks what it reads. Processes started together build together, and the first one's
+    files are kept.
     """
-    if _missing(folder):  # nothing is written, and no lock needed, where it is there
+    if _missing(folder):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

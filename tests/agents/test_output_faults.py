@@ -1,0 +1,172 @@
+"""What a grid's cells and a run's outputs survive: damaged files, full disks, writes that fail."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from compare_helpers import ROOT
+from hypothesis import strategies as st
+
+from agents import compare
+from distill.cache import SEAL
+from distill.settings import UserError
+
+pytestmark = pytest.mark.faults
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cell(
+    tiny_config: Callable[..., dict[str, Any]], tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> compare.Cell:
+    """A finished cell."""
+    cells = str(tmp_path_factory.mktemp("cells"))
+    settings = compare.CompareSettings(agents=["control"], seeds=1, cells=cells)
+    (cell,) = compare.plan(settings, tiny_config("threads=1"), [*tiny_overrides, "threads=1"])
+    compare.run_cell(cell)
+    return cell
+
+
+def test_a_cell_is_found_as_it_was_written(cell: compare.Cell) -> None:
+    folder = Path(cell.folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["choices.npz", "result.json"]
+    written = json.loads((folder / "result.json").read_text())
+    found = compare.finished(cell)
+    assert found is not None
+    assert found == {key: written[key] for key in written if key not in (SEAL, "files")}
+
+
+@pytest.mark.parametrize("name", ["result.json", "choices.npz"])
+@hypothesis.given(cut=st.booleans(), place=st.integers(0, 10**9), mask=st.integers(1, 255))
+def test_a_damaged_cell_is_never_used(cell: compare.Cell, name: str, cut: bool, place: int, mask: int) -> None:
+    """A flipped byte or a cut: one line before anything runs, or (white space, the seal's name) no fact changed."""
+    path, good = Path(cell.folder) / name, compare.finished(cell)
+    data = path.read_bytes()
+    place %= len(data)
+    assert good is not None
+    try:
+        path.write_bytes(data[:place] if cut else data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
+        found, _ = compare.run_grid([cell], 1)
+    except UserError as error:
+        told = str(error)
+        assert told.startswith(f"cache entry {cell.folder}: ")
+        assert told.endswith(f"; delete {cell.folder} to build it again")
+        assert "\n" not in told
+    else:
+        assert name == "result.json", "used as if nothing were"
+        assert {key: found[0][key] for key in good} == good
+    finally:
+        path.write_bytes(data)
+
+
+def test_cells_of_before_seals_are_used(cell: compare.Cell, tmp_path: Path) -> None:
+    old = compare.Cell(cell.entry, cell.seed, cell.config, str(tmp_path / "old"), cell.reproduce)
+    shutil.copytree(cell.folder, old.folder)
+    result = json.loads((tmp_path / "old" / "result.json").read_text())
+    (tmp_path / "old" / "result.json").write_text(
+        json.dumps({k: result[k] for k in result if k not in (SEAL, "files")})
+    )
+    assert compare.finished(old) == compare.finished(cell)
+    (tmp_path / "old" / "result.json").unlink()
+    assert compare.finished(old) is None, "never finished"
+
+
+def test_a_changed_number_stops_the_grid(cell: compare.Cell, tmp_path: Path) -> None:
+    """Not only bytes: whoever wants another number has to say so, by deleting the cell. Nothing runs before."""
+    spoilt, todo = (replace(cell, folder=str(tmp_path / name)) for name in ("spoilt", "todo"))
+    shutil.copytree(cell.folder, spoilt.folder)
+    path = tmp_path / "spoilt" / "result.json"
+    result = json.loads(path.read_text())
+    result["test"]["accuracy"] = 1.0
+    path.write_text(json.dumps(result))
+    with pytest.raises(
+        UserError, match=rf"^cache entry {path.parent}: result\.json is damaged; delete {path.parent} to"
+    ):
+        compare.run_grid([todo, spoilt], 1)
+    assert not (tmp_path / "todo").exists()
+
+
+def _limit(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_cell_that_cannot_be_written_is_one_line(cell: compare.Cell, tmp_path: Path) -> None:
+    """In its worker, the others go on; it is not taken for finished, and nothing of its files is there in part."""
+    todo = replace(cell, folder=str(tmp_path / "cells" / "todo"))
+    with multiprocessing.get_context("fork").Pool(1, _limit, (2000,)) as worker:
+        told = worker.apply(compare._attempt, (todo,))
+    assert told == {"error": f"{tmp_path / 'cells'} cannot be written (File too large); set cells to a writable folder"}
+    assert list((tmp_path / "cells" / "todo").iterdir()) == []
+    assert compare.finished(todo) is None
+
+
+# --- outputs ----------------------------------------------------------------------------------------------------------
+
+
+def run(script: str, *arguments: str, limit: int = resource.RLIM_INFINITY) -> subprocess.CompletedProcess[str]:
+    """A script on the tiny run; no file may grow above `limit` bytes."""
+
+    line = [sys.executable, str(ROOT / "agents" / script), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=500, preexec_fn=partial(_limit, limit))
+
+
+def lines(text: str) -> list[str]:
+    """What was said on stderr, progress bars aside."""
+    return [line for line in text.splitlines() if line.strip() and "\r" not in line and "it/s" not in line]
+
+
+REFUSED = "set hydra.run.dir to a writable folder"
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("limit", [100, 8000], ids=["TensorBoard", "the student"])
+def test_an_output_that_cannot_be_written_is_one_line(limit: int, tiny_overrides: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = run("reinforce.py", *tiny_overrides, "threads=1", "agent.episodes=1", f"hydra.run.dir={folder}", limit=limit)
+    assert lines(done.stderr) == [f"error: {folder} cannot be written (File too large); {REFUSED}"]
+    assert done.returncode == 2
+    assert not (folder / "results.json").exists()
+    assert not list(folder.glob("*student*"))
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_full_disk_under_a_grids_outputs(cell: compare.Cell, tiny_overrides: list[str], tmp_path: Path) -> None:
+    """The cells stay, and the report does not appear in part."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    cells = shutil.copytree(Path(cell.folder).parent, tmp_path / "cells")
+    try:
+        mounting = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(disk)], capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        pytest.skip("no mount command here")
+    if mounting.returncode:
+        pytest.skip(f"this process may not mount a small disk (needs root): {mounting.stderr.strip()}")
+    grid = [*tiny_overrides, "threads=1", "agents=[control]", "seeds=1", f"cells={cells}"]
+    try:
+        done = run("compare.py", *grid, f"hydra.run.dir={disk / 'run'}")
+        fault = f"{disk / 'run'} cannot be written (No space left on device); free some space or {REFUSED}"
+        assert lines(done.stderr) == [f"error: {fault}"]
+        assert done.returncode == 2
+        assert not list((disk / "run").glob("*report*"))
+        assert not list((disk / "run").rglob("*.tmp"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+    again = compare.finished(replace(cell, folder=str(Path(cells) / Path(cell.folder).name)))
+    assert again == compare.finished(cell)
