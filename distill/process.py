@@ -286,9 +286,11 @@ class Distillation:
                 torch.cuda.set_rng_state(cuda_outside, self.device)
 
     def evaluate(self, role: str) -> dict[str, float]:
-        """The student's metrics on a whole split (not train)."""
+        """The student's metrics on a whole split (not train); `NotFinite` when its logits are no numbers."""
         split = self.task.splits[role].require("reward", "dev", "test")
-        return self.task.scores(self.student.predict(self.tokens(role)).numpy(), split.labels)
+        logits = self.student.predict(self.tokens(role)).numpy()
+        self.student.check_finite(float(logits.sum(dtype=np.float64)))
+        return self.task.scores(logits, split.labels)
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -387,6 +389,7 @@ class Distillation:
             self.begin(self.settings.seed + 1_000_003, restart=False, budget=self.warm_budget)
             for _ in tqdm(range(self.warm_budget), desc="warm start", unit="step", disable=None, leave=False):
                 self.step(everyone)
+        self.student.check_weights()
         save_file(
             {n: p.detach().contiguous().cpu() for n, p in self.student.named.items()}, folder / "student.safetensors"
         )

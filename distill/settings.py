@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -27,6 +28,10 @@ class UserError(ValueError):
     """A mistake in what the user gave: the message is one line that names the thing, the value and the way out."""
 
 
+class NotFinite(UserError):
+    """A training left the finite numbers: a loss, a gradient or a reward is NaN or infinite."""
+
+
 class RoleError(ValueError):
     """Data of one role was handed to a function that must not see it (for example test data to training)."""
 
@@ -43,6 +48,11 @@ def one_of(value: Any, choices: Sequence[Any], what: str) -> None:
         near = difflib.get_close_matches(str(value), [str(c) for c in choices], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{what}={value} is not known; choose from {', '.join(map(str, choices))}{hint}")
+
+
+def rate(value: float, what: str) -> None:
+    """Raise `UserError` unless `value` serves as a learning rate: positive, and held by single precision when scaled."""
+    check(0 < value <= 1e30, f"{what}={value} must be positive and at most 1e30; 1e-5 to 1e-2 is usual")
 
 
 def plain_name(value: str, what: str) -> None:
@@ -71,11 +81,21 @@ def parse(cls: type[T], mapping: Any, where: str) -> T:
         one_of(key, known, f"{where}: key")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(cls), dict(mapping))
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+        made: T = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
         first = str(error).splitlines()[0]
         raise UserError(f"{where}{'.' if key else ''}{key}: {first}") from None
+    _check_finite(asdict(made), where)  # type: ignore[call-overload]
+    return made
+
+
+def _check_finite(value: Any, where: str) -> None:
+    """Raise `UserError` for a NaN or infinity anywhere in plain settings."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_finite(inner, f"{where}.{key}")
+    check(not isinstance(value, float) or math.isfinite(value), f"{where}={value} must be a finite number")
 
 
 def digest(*parts: Any) -> str:
@@ -159,7 +179,7 @@ class TeacherSettings:
         plain_name(self.name, "teacher name")
         what = f"teacher {self.name}"
         check(0 < self.share <= 1, f"{what}: share={self.share} must lie in (0, 1]")
-        check(self.lr > 0, f"{what}: lr={self.lr} must be positive")
+        rate(self.lr, f"{what}: lr")
         check(self.epochs > 0, f"{what}: epochs={self.epochs} must be positive")
         check(self.batch_size > 0, f"{what}: batch_size={self.batch_size} must be positive")
         check(self.max_length > 2, f"{what}: max_length={self.max_length} must be above 2")
@@ -246,7 +266,7 @@ class StudentSettings:
             self.kind != "truncate" or (self.layers or 0) > 0,
             f"student.kind=truncate needs student.layers > 0, got {self.layers}",
         )
-        check(self.lr > 0, f"student.lr={self.lr} must be positive")
+        rate(self.lr, "student.lr")
         check(0 <= self.warmup < 1, f"student.warmup={self.warmup} must lie in [0, 1)")
         check(self.clip >= 0, f"student.clip={self.clip} must not be negative; 0 turns clipping off")
         check(self.dropout is None or 0 <= self.dropout < 1, f"student.dropout={self.dropout} must lie in [0, 1)")

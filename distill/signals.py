@@ -96,17 +96,20 @@ class LiveSignals:
         self.split, self.teachers, self.encoder = split, teachers, encoder
 
     def logits(self, rows: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
-        """Teacher logits, float32 `[B,K,C]`; with `chosen` (bool `[B,K]`) zeros elsewhere, where no teacher is run."""
+        """Teacher logits, float32 `[B,K,C]`; with `chosen` (bool `[B,K]`) zeros elsewhere, where no teacher is run.
+
+        Raises `UserError` for a number that is not finite, as the store does.
+        """
         out = np.zeros((len(rows), len(self.teachers), self.teachers[0].width), np.float32)
         for k, teacher in enumerate(self.teachers):
             asking = np.arange(len(rows)) if chosen is None else np.flatnonzero(chosen[:, k])
             if len(asking):
-                out[asking, k] = teacher.at(self.split, rows[asking])
+                out[asking, k] = checked(teacher.at(self.split, rows[asking]), len(asking), teacher)
         return out
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Encoder vectors of unit length, float32 `[B,D]`."""
-        return self.encoder.at(self.split, rows)
+        return checked(self.encoder.at(self.split, rows), len(rows), self.encoder)
 
 
 BLOCK = 64  # rows under one checksum

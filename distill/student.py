@@ -5,6 +5,7 @@ Teachers are fine-tuned by the same class, with their labels as the only target.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .models import takes_token_types
-from .settings import StudentSettings
+from .settings import NotFinite, StudentSettings
 from .tokens import Batch, TokenizedSplit, run_over
 
 Direction = dict[str, Tensor]
@@ -48,6 +49,8 @@ class Student:
         # Dropout decides whether the model must ever leave eval mode: switching walks over every module.
         self.random = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
         self.steps, self.budget = 0, 1
+        # Every loss and gradient norm since `begin`, added up on the device: finite as long as all of them were.
+        self.trail = torch.zeros((), device=device)
         self.optimizer = self._optimizer()
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -65,6 +68,7 @@ class Student:
         """Start a run of `budget` steps: a fresh optimiser and schedule, the weights as they are."""
         self.optimizer.state.clear()
         self.steps, self.budget = 0, max(1, budget)
+        self.trail = torch.zeros((), device=self.device)
 
     @property
     def lr(self) -> float:
@@ -92,26 +96,51 @@ class Student:
 
         Returns:
             The logits `[B,C]` before the step and the per-instance losses `[B]`, both detached and still on the device.
+
+        Raises:
+            NotFinite: at once on the CPU, where looking costs nothing; elsewhere by what next waits for the device.
         """
         if self.random:
             self.model.train()
         logits = self.forward(batch)
         losses = loss(logits)
-        losses.mean().backward()
+        mean = losses.mean()
+        mean.backward()
         if self.random:
             self.model.eval()
         self.apply_gradients()
+        self.trail += mean.detach()
+        if self.device.type == "cpu":
+            self.check_finite()
         return logits.detach(), losses.detach()
 
     def apply_gradients(self) -> None:
         """Clip, step, clear."""
-        self.norm = nn.utils.clip_grad_norm_(self.params, self.settings.clip) if self.settings.clip else None
+        clip = self.settings.clip
+        if clip:
+            norm = nn.utils.clip_grad_norm_(self.params, clip)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
+        self.norm = norm if clip else None
+        self.trail += norm
         lr = self.lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
+
+    def check_finite(self, *values: float) -> None:
+        """Raise `NotFinite` unless `values` and every loss and gradient since `begin` are finite; waits for the device."""
+        if not math.isfinite(sum(values, self.trail.item())):
+            raise NotFinite(
+                f"the student's loss or gradient is no finite number after step {self.steps} "
+                f"with student.lr={self.settings.lr:g}; lower student.lr"
+            )
+
+    def check_weights(self) -> None:
+        """Raise `NotFinite` unless the weights, too, are finite: for those about to be kept."""
+        self.check_finite(*(float(p.detach().double().sum()) for p in self.params))
 
     # --- looking without touching -----------------------------------------------------------------------------------
 
@@ -121,7 +150,10 @@ class Student:
 
     @torch.inference_mode()
     def score(self, batches: Sequence[tuple[Batch, Tensor]]) -> tuple[float, float]:
-        """Mean cross-entropy (nats) and accuracy over prepared batches; the one place of a step that waits for the device."""
+        """Mean cross-entropy (nats) and accuracy over prepared batches; the one place of a step that waits for the device.
+
+        Raises `NotFinite` when that is none, or a loss or gradient since `begin` was none.
+        """
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         right = torch.zeros((), dtype=torch.float64, device=self.device)
         count = 0
@@ -131,6 +163,7 @@ class Student:
             right += (logits.argmax(-1) == labels).sum()
             count += len(labels)
         total, hits = torch.stack((loss, right)).tolist()
+        self.check_finite(total)
         return total / count, hits / count
 
     def gradient(self, batch: Batch, labels: Tensor) -> Direction:

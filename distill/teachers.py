@@ -29,7 +29,7 @@ from .models import (
     resolve,
     word_tokenizer,
 )
-from .settings import StudentSettings, TeacherSettings, TeachersSettings, check, digest, expand
+from .settings import NotFinite, StudentSettings, TeacherSettings, TeachersSettings, check, digest, expand
 from .signals import Source
 from .student import Student
 from .tasks import Split, Task, read_table, stratified
@@ -322,11 +322,17 @@ def fit(
     steps = max(1, spec.epochs * len(data) // stream.batch_size)
     student.begin(steps)
     started = time.perf_counter()
-    with isolated_rng(spec.seed):
-        for _ in tqdm(range(steps), desc=f"fine-tuning {what}", unit="step", disable=None, leave=False):
-            rows = stream.next()
-            gold = labels[torch.from_numpy(rows).to(device)]
-            student.step(tokens.batch(rows), label_loss(gold))
+    try:
+        with isolated_rng(spec.seed):
+            for _ in tqdm(range(steps), desc=f"fine-tuning {what}", unit="step", disable=None, leave=False):
+                rows = stream.next()
+                gold = labels[torch.from_numpy(rows).to(device)]
+                student.step(tokens.batch(rows), label_loss(gold))
+        student.check_weights()
+    except NotFinite:
+        raise NotFinite(
+            f"{what}: fine-tuning left the finite numbers by step {student.steps} with lr={spec.lr:g}; lower its lr"
+        ) from None
     student.save(folder)
     return {"steps": steps, "instances": len(data), "seconds": round(time.perf_counter() - started, 1)}
 

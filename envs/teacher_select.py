@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from gymnasium.vector.utils import batch_space
 
 import configs
 from distill.process import Distillation
-from distill.settings import ProcessSettings, check, digest, one_of, parse
+from distill.settings import NotFinite, ProcessSettings, check, digest, one_of, parse
 
 from . import rendering
 from .observations import Observation, ObservationSettings
@@ -55,6 +56,7 @@ class Core:
         how = (settings.student, settings.loss, settings.budget, reward, observation)
         self.fingerprint = digest(self.process.prepared.fingerprint, settings.seed, [asdict(part) for part in how])
         self.log, self._ended = Log(), Log()
+        self.failure: str | None = None  # why this episode ended before its budget was spent
 
     @property
     def batch_size(self) -> int:
@@ -62,28 +64,48 @@ class Core:
         return self.process.stream.batch_size
 
     def begin(self, seed: int, restart: bool = True) -> np.ndarray:
-        """Start an episode; returns the states `[B, size]` of its first batch."""
+        """Start an episode; returns the states `[B, size]` of its first batch. A student that failed is never continued."""
         with training_mode():
             if self.log.actions:
                 self._ended = self.log
+            restart, self.failure = restart or self.failure is not None, None
             self.process.begin(seed, restart)
             self.reward.begin(seed, restart)
             self.log = Log(seed, restart)
             return self.observe()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool, dict[str, np.ndarray]]:
-        """One student step with `actions` `[B,K]`: next states, rewards `[B]`, whether the budget is spent, info arrays."""
+        """One student step with `actions` `[B,K]`: next states, rewards `[B]`, whether the episode ends, info arrays.
+
+        It ends when the budget is spent, or with `info["failure"]` when the student's numbers are no longer finite.
+        """
         process = self.process
         with training_mode():
-            batch = process.current
-            check_ready(batch is not None and not process.done)
-            assert batch is not None
-            self.reward.before()
-            lr = process.student.lr
-            logits, _ = process.step(actions)
-            rewards, info = self.reward.after(batch, logits, actions, lr)
+            check_ready(process.current is not None and not process.done and self.failure is None)
+            try:
+                rewards, info = self._learn(actions)
+            except NotFinite as error:
+                self.failure = str(error)
+                left = process.student.budget - len(self.log.actions)
+                rewards = np.full(self.batch_size, self.reward.penalty(left))
+                info = {"failure": np.full(self.batch_size, self.failure)}
             self.log.add(actions, rewards, info)
-            return self.observe(), rewards, process.done, info
+            return self.observe(), rewards, process.done or self.failure is not None, info
+
+    def _learn(self, actions: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Rewards `[B]` and info arrays of one student step; `NotFinite` when a number of it is not."""
+        process, batch = self.process, self.process.current
+        assert batch is not None
+        self.reward.before()
+        lr = process.student.lr
+        logits, _ = process.step(actions)
+        rewards, info = self.reward.after(batch, logits, actions, lr)
+        if not math.isfinite(sum(float(values.sum()) for values in (rewards, *info.values()))):
+            raise NotFinite(
+                f"the reward is no finite number after step {process.student.steps} "
+                f"with student.lr={process.student.settings.lr:g}; lower student.lr"
+            )
+        return rewards, info
 
     def instances(self) -> np.ndarray:
         """Rows of the train split that the coming batch holds, int64 `[B]`."""
@@ -99,6 +121,7 @@ class Core:
         log, log_facts = self.log.state()
         facts = {
             "fingerprint": self.fingerprint,
+            "failure": self.failure,
             "process": process_facts,
             "reward": reward_facts,
             "log": log_facts,
@@ -123,6 +146,7 @@ class Core:
             self.process.set_state(part_of(state, "process"), facts["process"])
         self.reward.set_state(part_of(state, "reward"), facts["reward"])
         self.log = Log.from_state(part_of(state, "log"), facts["log"])
+        self.failure = facts["failure"]
         return facts
 
     def fork(self) -> Core:
@@ -323,7 +347,8 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
         state = self._states[0].copy()
         if done:
             self._states = None
-        shown = {"row_rewards": rewards, **{k: float(v[0]) if k in ("gain", "value") else v for k, v in info.items()}}
+        scalars = ("gain", "value", "failure")
+        shown = {"row_rewards": rewards, **{k: v[0].item() if k in scalars else v for k, v in info.items()}}
         return state, float(rewards.mean()), done, False, {**self._info(), **shown}
 
     def render(self) -> Any:
