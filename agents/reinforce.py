@@ -37,7 +37,7 @@ import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents import runs
 from agents.rules import Policy
-from distill.settings import UserError, check, one_of, parse, rate
+from distill.settings import UserError, check, check_rate, one_of, parse
 from envs.teacher_select import Core, TeacherSelectVectorEnv
 
 CREDITS = ("shared", "influence", "counterfactual")
@@ -64,7 +64,7 @@ class ReinforceSettings:
         one_of(self.credit, CREDITS, "agent.credit")
         one_of(self.schedule, ("linear", "constant"), "agent.schedule")
         one_of(self.joint, ("restart", "continue"), "agent.joint")
-        rate(self.lr, "agent.lr")
+        check_rate(self.lr, "agent.lr")
         check(self.episodes > 0, f"agent.episodes={self.episodes} must be positive")
         check(self.warmup >= 0, f"agent.warmup={self.warmup} must not be negative")
         check(0 <= self.baseline < 1, f"agent.baseline={self.baseline} must lie in [0, 1)")

@@ -34,7 +34,7 @@ import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents import runs
 from agents.rules import Policy
-from distill.settings import UserError, check, one_of, parse, rate
+from distill.settings import UserError, check, check_rate, one_of, parse
 from envs.sb3 import SharedVecEnv
 from envs.teacher_select import Core
 from envs.wrappers import DiscreteSubsetsVector, TeacherWeightsVector
@@ -57,7 +57,7 @@ class SB3Settings:
     def __post_init__(self) -> None:
         one_of(self.name, NAMES, "agent")
         one_of(self.credit, ("shared", "influence"), "agent.credit")
-        rate(self.lr, "agent.lr")
+        check_rate(self.lr, "agent.lr")
         check(self.episodes > 0, f"agent.episodes={self.episodes} must be positive")
 
 

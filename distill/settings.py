@@ -50,7 +50,7 @@ def one_of(value: Any, choices: Sequence[Any], what: str) -> None:
         raise UserError(f"{what}={value} is not known; choose from {', '.join(map(str, choices))}{hint}")
 
 
-def rate(value: float, what: str) -> None:
+def check_rate(value: float, what: str) -> None:
     """Raise `UserError` unless `value` serves as a learning rate: positive, and held by single precision when scaled."""
     check(0 < value <= 1e30, f"{what}={value} must be positive and at most 1e30; 1e-5 to 1e-2 is usual")
 
@@ -179,7 +179,7 @@ class TeacherSettings:
         plain_name(self.name, "teacher name")
         what = f"teacher {self.name}"
         check(0 < self.share <= 1, f"{what}: share={self.share} must lie in (0, 1]")
-        rate(self.lr, f"{what}: lr")
+        check_rate(self.lr, f"{what}: lr")
         check(self.epochs > 0, f"{what}: epochs={self.epochs} must be positive")
         check(self.batch_size > 0, f"{what}: batch_size={self.batch_size} must be positive")
         check(self.max_length > 2, f"{what}: max_length={self.max_length} must be above 2")
@@ -266,7 +266,7 @@ class StudentSettings:
             self.kind != "truncate" or (self.layers or 0) > 0,
             f"student.kind=truncate needs student.layers > 0, got {self.layers}",
         )
-        rate(self.lr, "student.lr")
+        check_rate(self.lr, "student.lr")
         check(0 <= self.warmup < 1, f"student.warmup={self.warmup} must lie in [0, 1)")
         check(self.clip >= 0, f"student.clip={self.clip} must not be negative; 0 turns clipping off")
         check(self.dropout is None or 0 <= self.dropout < 1, f"student.dropout={self.dropout} must lie in [0, 1)")

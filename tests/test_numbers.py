@@ -14,7 +14,7 @@ import torch
 from gymnasium.error import ResetNeeded
 
 import distill.process
-import envs  # noqa: F401  registers TeacherSelect-v0
+import envs
 from agents import compare, reinforce, runs, sb3
 from distill.process import Distillation
 from distill.settings import NotFinite, ProcessSettings, UserError
@@ -112,7 +112,7 @@ def test_a_failed_student_is_never_continued(vector, student):
     env.reset(seed=0, options={"student": student})
     start = weights(env)
     while True:
-        states, rewards, terminated, _, info = env.step(EVERYONE)
+        _, rewards, terminated, _, info = env.step(EVERYONE)
         if terminated.all():
             break
     one_line(info["final_info"]["failure"][0], "student.lr")  # reset in the same step
