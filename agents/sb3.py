@@ -143,7 +143,8 @@ def learn(config: dict[str, Any], folder: Path) -> tuple[Core, runs.Learnt]:
     check(name != "reinforce", "agent=reinforce runs with python agents/reinforce.py; choose from " + ", ".join(NAMES))
     settings = parse(SB3Settings, config["agent"], "agent")
     config["reward"]["credit"] = settings.credit if config["reward"]["name"] == "validation_gain" else "shared"
-    algorithm(settings.name)  # a missing package is told before anything is trained
+    algorithm(settings.name)  # a missing package or an unknown policy is told before anything is trained
+    architecture(settings.name, config["policy"])
     env: Any = gym.make_vec("envs:TeacherSelect-v0", num_envs=config["budget"]["batch_size"], config=config)
     core: Core = env.unwrapped.core
     decode: Callable[[np.ndarray], np.ndarray] = np.asarray

@@ -15,6 +15,7 @@ import shutil
 import zlib
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import cache
-from .models import check_length, load_config, load_encoder, load_tokenizer, resolve, takes_token_types
+from .models import check_length, check_tokens, load_config, load_encoder, load_tokenizer, resolve, takes_token_types
 from .settings import EncoderSettings, UserError, check, digest
 from .tasks import Split
 from .tokens import Batch, TokenizedSplit, run_over, run_rows
@@ -285,7 +286,9 @@ class TransformerEncoder:
         self.fingerprint = digest(
             cache.folder_fingerprint(self.folder), settings.pooling, settings.max_length, str(amp)
         )
-        self.width = int(load_config(self.folder, "encoder").hidden_size)
+        config = load_config(self.folder, "encoder")
+        self.width = int(config.hidden_size)
+        check_length(SimpleNamespace(config=config), settings.max_length, "encoder")
         self._model: Any = None
         self._prepared: tuple[str, TokenizedSplit] | None = None
 
@@ -300,10 +303,10 @@ class TransformerEncoder:
     def _tokens(self, split: Split) -> TokenizedSplit:
         if self._model is None:
             self._model = load_encoder(self.folder, "encoder").to(self.device)
-            check_length(self._model, self.settings.max_length, "encoder")
         if self._prepared is None or self._prepared[0] != split.fingerprint:
             tokenizer, types = load_tokenizer(self.folder, "encoder"), takes_token_types(self._model)
             tokens = TokenizedSplit.build(split.texts, tokenizer, self.settings.max_length, self.device, types)
+            check_tokens(self._model, tokenizer, int(tokens.ids.max()))
             self._prepared = split.fingerprint, tokens
         return self._prepared[1]
 

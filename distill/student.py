@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .models import takes_token_types
+from .models import check_tokens, takes_token_types
 from .settings import NotFinite, StudentSettings
 from .tokens import Batch, TokenizedSplit, run_over
 
@@ -79,9 +79,11 @@ class Student:
         return s.lr * min(rise, fall)
 
     def tokenize(self, texts: Sequence[tuple[str, ...]]) -> TokenizedSplit:
-        """Texts in this model's tokens, on its device."""
+        """Texts in this model's tokens, on its device; `UserError` for a tokenizer of another model."""
         types = takes_token_types(self.model)
-        return TokenizedSplit.build(texts, self.tokenizer, self.settings.max_length, self.device, types)
+        tokens = TokenizedSplit.build(texts, self.tokenizer, self.settings.max_length, self.device, types)
+        check_tokens(self.model, self.tokenizer, int(tokens.ids.max()))
+        return tokens
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits `[B,C]` in float32, under autocast if it is on."""

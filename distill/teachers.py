@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -270,14 +271,10 @@ def _fine_tuned(
 
 def _check_outputs(folder: Path, task: Task, spec: TeacherSettings) -> None:
     """A teacher that cannot serve the task is refused before anything is trained or written."""
-    from types import SimpleNamespace
-
-    output_order(
-        SimpleNamespace(config=load_config(folder, f"teacher {spec.name}")),
-        task.label_names,
-        spec.labels,
-        f"teacher {spec.name}",
-    )
+    what = f"teacher {spec.name}"
+    model = SimpleNamespace(config=load_config(folder, what))
+    output_order(model, task.label_names, spec.labels, what)
+    check_length(model, spec.max_length, what)
 
 
 def _vocabulary_fingerprint(task: Task) -> str:

@@ -236,6 +236,12 @@ def training_mode() -> AbstractContextManager[object]:
     return stack
 
 
+def check_open(closed: bool) -> None:
+    """Raise Gymnasium's `ClosedEnvironmentError` after `close()`."""
+    if closed:
+        raise gym.error.ClosedEnvironmentError("the environment is closed: make another one")
+
+
 def check_ready(ready: bool) -> None:
     """Raise Gymnasium's `ResetNeeded` unless an episode is under way."""
     if not ready:
@@ -320,6 +326,7 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
         self.action_space = gym.spaces.MultiBinary(self.core.process.num_teachers)
         self._states: np.ndarray | None = None
         self._actions: list[np.ndarray] = []
+        self._closed = False
 
     @property
     def layout(self) -> dict[str, slice]:
@@ -330,6 +337,7 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new episode from the warm start, or going on with `options={"student": "continue"}`."""
+        check_open(self._closed)
         super().reset(seed=seed)
         self._states = self.core.begin(int(self.np_random.integers(2**31)), restart_wanted(options))
         self._actions = []
@@ -337,6 +345,7 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Choose the teachers of one instance; the batch's reward arrives with its last instance."""
+        check_open(self._closed)
         check_ready(self._states is not None)
         assert self._states is not None
         self._actions.append(as_actions(action, (self.core.process.num_teachers,), self.core.weights))
@@ -354,6 +363,10 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
     def render(self) -> Any:
         """A status line (`ansi`) or a figure `[H,W,3]` uint8 (`rgb_array`)."""
         return rendering.render(self.render_mode, self.core)
+
+    def close(self) -> None:
+        """The last word: `reset` and `step` raise `ClosedEnvironmentError` from now on."""
+        self._closed = True
 
     def _info(self) -> dict[str, Any]:
         return {"instance": int(self.core.instances()[len(self._actions)])}
@@ -440,6 +453,7 @@ class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new episode from the warm start, or going on with `options={"student": "continue"}`, which later resets repeat."""
+        check_open(self.closed)
         super().reset(seed=seed)
         self._restart = restart_wanted(options)
         self._ready = True
@@ -451,6 +465,7 @@ class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Choose the teachers of the whole batch, `[num_envs, K]`; the student takes one step."""
+        check_open(self.closed)
         check_ready(self._ready)
         shape = (self.num_envs, self.core.process.num_teachers)
         states, rewards, done, info = self.core.step(as_actions(actions, shape, self.core.weights))
