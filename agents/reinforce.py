@@ -18,6 +18,7 @@ influence: `info["influence"]` holds the advantage of every single choice, so th
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents import runs
 from agents.rules import Policy
-from distill.settings import check, one_of, parse
+from distill.settings import UserError, check, check_rate, one_of, parse
 from envs.teacher_select import Core, TeacherSelectVectorEnv
 
 CREDITS = ("shared", "influence", "counterfactual")
@@ -63,7 +64,7 @@ class ReinforceSettings:
         one_of(self.credit, CREDITS, "agent.credit")
         one_of(self.schedule, ("linear", "constant"), "agent.schedule")
         one_of(self.joint, ("restart", "continue"), "agent.joint")
-        check(self.lr > 0, f"agent.lr={self.lr} must be positive")
+        check_rate(self.lr, "agent.lr")
         check(self.episodes > 0, f"agent.episodes={self.episodes} must be positive")
         check(self.warmup >= 0, f"agent.warmup={self.warmup} must not be negative")
         check(0 <= self.baseline < 1, f"agent.baseline={self.baseline} must lie in [0, 1)")
@@ -180,6 +181,8 @@ def train(
             actions = everyone if warming else selector.sample(states, torch_rng)
             rows = env.core.instances()
             next_states, rewards, terminated, _, info = env.step(actions)
+            if "failure" in info:
+                raise UserError(str(info["failure"][0]))
             advantages = None if warming else credit(rewards, info)
             if not warming:  # learning to repeat what was not chosen would only saturate the units
                 pending.append((states, actions))
@@ -195,6 +198,10 @@ def train(
                 regular = settings.entropy * entropy + settings.pull * F.logsigmoid(logits).mean()
                 (-surrogate(logits, chosen, advantages) - regular).backward()
                 optimizer.step()
+                check(
+                    math.isfinite(sum(p.sum().item() for p in selector.parameters())),
+                    f"the selector's numbers are not finite after step {steps} with agent.lr={settings.lr:g}; lower agent.lr",
+                )
                 writer.add_scalar("policy/entropy", entropy.item(), steps)
             elif "measured" in info:
                 pending.clear()  # answered, by a first reward that has nothing to be compared with

@@ -34,7 +34,7 @@ import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents import runs
 from agents.rules import Policy
-from distill.settings import UserError, check, one_of, parse
+from distill.settings import UserError, check, check_rate, one_of, parse
 from envs.sb3 import SharedVecEnv
 from envs.teacher_select import Core
 from envs.wrappers import DiscreteSubsetsVector, TeacherWeightsVector
@@ -57,7 +57,7 @@ class SB3Settings:
     def __post_init__(self) -> None:
         one_of(self.name, NAMES, "agent")
         one_of(self.credit, ("shared", "influence"), "agent.credit")
-        check(self.lr > 0, f"agent.lr={self.lr} must be positive")
+        check_rate(self.lr, "agent.lr")
         check(self.episodes > 0, f"agent.episodes={self.episodes} must be positive")
 
 
@@ -109,11 +109,19 @@ class Gains(BaseCallback):
 
     def _on_step(self) -> bool:
         info = self.locals["infos"][0]  # all rows are one student's
+        if "failure" in info:
+            raise UserError(str(info["failure"]))
         self.total += float(info.get("gain", 0.0))
         if self.locals["dones"][0]:
             self.curve.append({"episode": len(self.curve), "gain": self.total})
             self.total = 0.0
         return True
+
+
+def check_policy(model: BaseAlgorithm, settings: SB3Settings) -> None:
+    """Raise `UserError` unless the policy's weights are finite."""
+    finite = all(bool(torch.isfinite(p).all()) for p in model.policy.parameters())
+    check(finite, f"the policy's weights are not finite numbers with agent.lr={settings.lr:g}; lower agent.lr")
 
 
 def fixed_rule(model: BaseAlgorithm, decode: Callable[[np.ndarray], np.ndarray]) -> Policy:
@@ -135,7 +143,8 @@ def learn(config: dict[str, Any], folder: Path) -> tuple[Core, runs.Learnt]:
     check(name != "reinforce", "agent=reinforce runs with python agents/reinforce.py; choose from " + ", ".join(NAMES))
     settings = parse(SB3Settings, config["agent"], "agent")
     config["reward"]["credit"] = settings.credit if config["reward"]["name"] == "validation_gain" else "shared"
-    algorithm(settings.name)  # a missing package is told before anything is trained
+    algorithm(settings.name)  # a missing package or an unknown policy is told before anything is trained
+    architecture(settings.name, config["policy"])
     env: Any = gym.make_vec("envs:TeacherSelect-v0", num_envs=config["budget"]["batch_size"], config=config)
     core: Core = env.unwrapped.core
     decode: Callable[[np.ndarray], np.ndarray] = np.asarray
@@ -148,7 +157,10 @@ def learn(config: dict[str, Any], folder: Path) -> tuple[Core, runs.Learnt]:
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
     started = time.perf_counter()
     gains = Gains()
-    model.learn(settings.episodes * core.process.budget * core.batch_size, gains, progress_bar=sys.stderr.isatty())
+    try:
+        model.learn(settings.episodes * core.process.budget * core.batch_size, gains, progress_bar=sys.stderr.isatty())
+    finally:  # whatever torch or the environment says of such a policy, this is why
+        check_policy(model, settings)
     seconds = time.perf_counter() - started
     model.save(folder / "model.zip")
     state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distill import parallel
 from distill.cache import writing
-from distill.settings import UserError
+from distill.settings import UserError, plain_name
 
 
 def _compose(overrides: Sequence[str], name: str, with_hydra: bool = False) -> DictConfig:
@@ -98,7 +98,10 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
     setup_globals()  # Hydra's resolvers, such as ${now:}
     if not any(a.startswith("-") for a in arguments):  # flags are Hydra's own: help, sweeps, printing the config
         try:
-            folder = Path(_compose(arguments, config, with_hydra=True).hydra.run.dir).absolute()
+            whole = _compose(arguments, config, with_hydra=True)
+            for group in ("task", "agent"):  # the run's folder is named after them
+                plain_name(str(whole[group].name), f"{group}.name")
+            folder = Path(whole.hydra.run.dir).absolute()
             _check_output(folder)
             made += [place for place in folder.parents if not place.exists()]
             found += [folder] if folder.exists() else []

@@ -177,8 +177,9 @@ def fresh_classifier(config: dict[str, Any], tokenizer: Any, labels: Sequence[st
         )
         with isolated_rng(seed):
             return BertForSequenceClassification(full)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{what}: config {config} makes no BERT model ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # transformers and torch raise many kinds, all meaning: no such model
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{what}: config {config} makes no BERT model ({type(error).__name__}: {reason})") from None
 
 
 def load_classifier(
@@ -241,6 +242,11 @@ def _load(cls: Any, folder: Path, config: Any, seed: int, what: str, complete: b
         not lost,
         f"{what}: {folder} holds no weights for {lost[0] if lost else ''}; it is not a fine-tuned classifier (fitted=false fine-tunes it)",
     )
+    broken = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
+    check(
+        not broken,
+        f"{what}: {folder} holds NaN or infinite weights in {broken[0] if broken else ''}; take a checkpoint from before its training broke",
+    )
     loaded: nn.Module = model.eval()
     return loaded
 
@@ -291,6 +297,16 @@ def check_length(model: Any, max_length: int, what: str) -> None:
     check(
         positions <= 0 or max_length <= positions,
         f"{what}: max_length={max_length} is more than its {positions} positions",
+    )
+
+
+def check_tokens(model: Any, tokenizer: Any, largest: int) -> None:
+    """Raise `UserError` when a text has a token, `largest`, that the model has no vector for."""
+    known = len(model.get_input_embeddings().weight)
+    check(
+        largest < known,
+        f"the tokenizer of {tokenizer.name_or_path or 'the student'} gives token {largest}, its model knows {known}; "
+        "they do not belong together: name a folder with both of one model",
     )
 
 

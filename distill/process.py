@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 
 from . import cache
 from .losses import distillation_loss, soft_labels
-from .models import build_student, pick_amp, pick_device, resolve
-from .settings import ProcessSettings, digest
+from .models import build_student, pick_amp, pick_device
+from .settings import ProcessSettings, check, digest
 from .signals import LiveSignals, Source, StoredSignals, TeacherSignals, make_encoder
 from .student import Student
 from .tasks import Split, Task, load_task
@@ -40,11 +40,16 @@ class Prepared:
         self.amp = pick_amp(settings.amp, self.device)
         self.task: Task = load_task(settings.task, settings.data_dir)
         self.encoder: Source = make_encoder(settings.encoder, self.device, self.amp)
+        self.teachers: list[Source] = []
+        self._signals: dict[str, TeacherSignals] = {}
+
+    def load(self) -> None:
+        """Load or fine-tune the teachers, and store what they say of train."""
         started = time.perf_counter()
-        self.teachers: list[Source] = load_pool(settings.teachers, self.task, self.home, self.device, self.amp)
+        s = self.settings
+        self.teachers = load_pool(s.teachers, self.task, self.home, self.device, self.amp)
         self.teacher_fit_s = time.perf_counter() - started
         started = time.perf_counter()
-        self._signals: dict[str, TeacherSignals] = {}
         self.signals("train")
         self.signals_s = time.perf_counter() - started
 
@@ -84,8 +89,11 @@ class Prepared:
 _PREPARED: OrderedDict[str, Prepared] = OrderedDict()
 
 
-def prepare(settings: ProcessSettings) -> Prepared:
-    """`Prepared` for these settings; the last few are kept in memory, so a second environment costs nothing."""
+def prepare(settings: ProcessSettings, first: Callable[[Task], None] | None = None) -> Prepared:
+    """`Prepared` for these settings; the last few are kept in memory, so a second environment costs nothing.
+
+    `first` is given the task before any teacher is loaded or fine-tuned: what it refuses has cost nothing.
+    """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     parts = (
@@ -98,8 +106,12 @@ def prepare(settings: ProcessSettings) -> Prepared:
         settings.home,
     )
     key = digest([asdict(p) if not isinstance(p, str | None) else p for p in parts])
+    prepared = _PREPARED.get(key) or Prepared(settings)
+    if first is not None:
+        first(prepared.task)
     if key not in _PREPARED:
-        _PREPARED[key] = Prepared(settings)
+        prepared.load()
+        _PREPARED[key] = prepared
         while len(_PREPARED) > 4:
             _PREPARED.popitem(last=False)
     _PREPARED.move_to_end(key)
@@ -177,14 +189,20 @@ class Distillation:
 
     def __init__(self, settings: ProcessSettings) -> None:
         self.settings = settings
-        if settings.student.path:  # before the teachers are trained, not after
-            resolve(settings.student.path, "student")
-        self.prepared = prepare(settings)
+        born: list[tuple[Any, Any]] = []
+
+        def build(task: Task) -> None:
+            size, count = settings.budget.batch_size, len(task.splits["train"])
+            check(
+                size <= count,
+                f"budget.batch_size={size} is more than the {count} training instances; use a smaller one",
+            )
+            born.append(build_student(settings.student, task.label_names, vocabulary_texts(task), settings.seed))
+
+        self.prepared = prepare(settings, build)
         self.task, self.device = self.prepared.task, self.prepared.device
         self.signals = self.prepared.signals("train")
-        model, tokenizer = build_student(
-            settings.student, self.task.label_names, vocabulary_texts(self.task), settings.seed
-        )
+        model, tokenizer = born[0]
         self.student = Student(model, tokenizer, settings.student, self.device, self.prepared.amp)
         self.train_split: Split = self.task.splits["train"].require("train")
         self.labels = self.train_split.labels
@@ -286,9 +304,11 @@ class Distillation:
                 torch.cuda.set_rng_state(cuda_outside, self.device)
 
     def evaluate(self, role: str) -> dict[str, float]:
-        """The student's metrics on a whole split (not train)."""
+        """The student's metrics on a whole split (not train); `NotFinite` when its logits are no numbers."""
         split = self.task.splits[role].require("reward", "dev", "test")
-        return self.task.scores(self.student.predict(self.tokens(role)).numpy(), split.labels)
+        logits = self.student.predict(self.tokens(role)).numpy()
+        self.student.check_finite(float(logits.sum(dtype=np.float64)))
+        return self.task.scores(logits, split.labels)
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -387,6 +407,7 @@ class Distillation:
             self.begin(self.settings.seed + 1_000_003, restart=False, budget=self.warm_budget)
             for _ in tqdm(range(self.warm_budget), desc="warm start", unit="step", disable=None, leave=False):
                 self.step(everyone)
+        self.student.check_weights()
         save_file(
             {n: p.detach().contiguous().cpu() for n, p in self.student.named.items()}, folder / "student.safetensors"
         )

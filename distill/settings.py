@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -24,7 +25,18 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: the message is one line that names the thing, the value and the way out."""
+    """A mistake in what the user gave: the message is one line that names the thing, the value and the way out.
+
+    Whatever was quoted from data stays on that line: what cannot be printed is escaped, the middle of what is endless left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        super().__init__(line if len(line) <= 1000 else f"{line[:650]} ... {line[-300:]}")
+
+
+class NotFinite(UserError):
+    """A training left the finite numbers: a loss, a gradient or a reward is NaN or infinite."""
 
 
 class RoleError(ValueError):
@@ -43,6 +55,16 @@ def one_of(value: Any, choices: Sequence[Any], what: str) -> None:
         near = difflib.get_close_matches(str(value), [str(c) for c in choices], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{what}={value} is not known; choose from {', '.join(map(str, choices))}{hint}")
+
+
+def check_rate(value: float, what: str) -> None:
+    """Raise `UserError` unless `value` serves as a learning rate: positive, and held by single precision when scaled."""
+    check(0 < value <= 1e30, f"{what}={value} must be positive and at most 1e30; 1e-5 to 1e-2 is usual")
+
+
+def check_seed(value: int, what: str) -> None:
+    """Raise `UserError` unless every generator takes `value` as a seed."""
+    check(0 <= value < 2**31, f"{what}={value} must not be negative, and at most {2**31 - 1}")
 
 
 def plain_name(value: str, what: str) -> None:
@@ -71,11 +93,21 @@ def parse(cls: type[T], mapping: Any, where: str) -> T:
         one_of(key, known, f"{where}: key")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(cls), dict(mapping))
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+        made: T = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
         first = str(error).splitlines()[0]
         raise UserError(f"{where}{'.' if key else ''}{key}: {first}") from None
+    _check_finite(asdict(made), where)  # type: ignore[call-overload]
+    return made
+
+
+def _check_finite(value: Any, where: str) -> None:
+    """Raise `UserError` for a NaN or infinity anywhere in plain settings."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_finite(inner, f"{where}.{key}")
+    check(not isinstance(value, float) or math.isfinite(value), f"{where}={value} must be a finite number")
 
 
 def digest(*parts: Any) -> str:
@@ -102,6 +134,7 @@ class CorpusSettings:
         for key in (*ROLES, "pool"):
             check(getattr(self, key) >= 2, f"task.corpus.{key}={getattr(self, key)} is too few; use at least 2")
         check(0 <= self.noise < 0.5, f"task.corpus.noise={self.noise} must lie in [0, 0.5)")
+        check_seed(self.seed, "task.corpus.seed")
 
 
 @dataclass
@@ -133,6 +166,7 @@ class TaskSettings:
                 f"task.{key}={getattr(self, key)} must be positive: a share below 1 or a number of instances",
             )
         check(self.train_limit is None or self.train_limit > 0, f"task.train_limit={self.train_limit} must be positive")
+        check_seed(self.split_seed, "task.split_seed")
 
 
 @dataclass
@@ -159,7 +193,8 @@ class TeacherSettings:
         plain_name(self.name, "teacher name")
         what = f"teacher {self.name}"
         check(0 < self.share <= 1, f"{what}: share={self.share} must lie in (0, 1]")
-        check(self.lr > 0, f"{what}: lr={self.lr} must be positive")
+        check_seed(self.seed, f"{what}: seed")
+        check_rate(self.lr, f"{what}: lr")
         check(self.epochs > 0, f"{what}: epochs={self.epochs} must be positive")
         check(self.batch_size > 0, f"{what}: batch_size={self.batch_size} must be positive")
         check(self.max_length > 2, f"{what}: max_length={self.max_length} must be above 2")
@@ -207,6 +242,7 @@ class EncoderSettings:
         one_of(self.kind, ("bag", "transformer"), "encoder.kind")
         one_of(self.pooling, ("mean", "cls"), "encoder.pooling")
         check(self.dim > 0, f"encoder.dim={self.dim} must be positive")
+        check(self.max_length > 2, f"encoder.max_length={self.max_length} must be above 2")
         check(
             self.kind == "bag" or self.path is not None, "encoder.kind=transformer needs encoder.path=FOLDER-or-hub-id"
         )
@@ -246,7 +282,8 @@ class StudentSettings:
             self.kind != "truncate" or (self.layers or 0) > 0,
             f"student.kind=truncate needs student.layers > 0, got {self.layers}",
         )
-        check(self.lr > 0, f"student.lr={self.lr} must be positive")
+        check_rate(self.lr, "student.lr")
+        check(self.weight_decay >= 0, f"student.weight_decay={self.weight_decay} must not be negative")
         check(0 <= self.warmup < 1, f"student.warmup={self.warmup} must lie in [0, 1)")
         check(self.clip >= 0, f"student.clip={self.clip} must not be negative; 0 turns clipping off")
         check(self.dropout is None or 0 <= self.dropout < 1, f"student.dropout={self.dropout} must lie in [0, 1)")
@@ -313,7 +350,7 @@ class ProcessSettings:
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
             f"device={self.device} is not known; choose from auto, cpu, cuda, cuda:N",
         )
-        check(self.seed >= 0, f"seed={self.seed} must not be negative")
+        check_seed(self.seed, "seed")
         check(
             self.threads is None or self.threads > 0,
             f"threads={self.threads} must be positive, or null for the default",

@@ -14,6 +14,7 @@ import shutil
 import zlib
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import cache, parallel
-from .models import check_length, load_config, load_encoder, load_tokenizer, resolve, takes_token_types
+from .models import check_length, check_tokens, load_config, load_encoder, load_tokenizer, resolve, takes_token_types
 from .settings import EncoderSettings, UserError, check, digest
 from .tasks import Split
 from .tokens import Batch, TokenizedSplit, run_over, run_rows
@@ -95,17 +96,20 @@ class LiveSignals:
         self.split, self.teachers, self.encoder = split, teachers, encoder
 
     def logits(self, rows: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
-        """Teacher logits, float32 `[B,K,C]`; with `chosen` (bool `[B,K]`) zeros elsewhere, where no teacher is run."""
+        """Teacher logits, float32 `[B,K,C]`; with `chosen` (bool `[B,K]`) zeros elsewhere, where no teacher is run.
+
+        Raises `UserError` for a number that is not finite, as the store does.
+        """
         out = np.zeros((len(rows), len(self.teachers), self.teachers[0].width), np.float32)
         for k, teacher in enumerate(self.teachers):
             asking = np.arange(len(rows)) if chosen is None else np.flatnonzero(chosen[:, k])
             if len(asking):
-                out[asking, k] = teacher.at(self.split, rows[asking])
+                out[asking, k] = checked(teacher.at(self.split, rows[asking]), len(asking), teacher)
         return out
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Encoder vectors of unit length, float32 `[B,D]`."""
-        return self.encoder.at(self.split, rows)
+        return checked(self.encoder.at(self.split, rows), len(rows), self.encoder)
 
 
 BLOCK = 64  # rows under one checksum
@@ -277,7 +281,9 @@ class TransformerEncoder:
         self.fingerprint = digest(
             cache.folder_fingerprint(self.folder), settings.pooling, settings.max_length, str(amp)
         )
-        self.width = int(load_config(self.folder, "encoder").hidden_size)
+        config = load_config(self.folder, "encoder")
+        self.width = int(config.hidden_size)
+        check_length(SimpleNamespace(config=config), settings.max_length, "encoder")
         self._model: Any = None
         self._prepared: tuple[str, TokenizedSplit] | None = None
 
@@ -292,10 +298,10 @@ class TransformerEncoder:
     def _tokens(self, split: Split) -> TokenizedSplit:
         if self._model is None:
             self._model = load_encoder(self.folder, "encoder").to(self.device)
-            check_length(self._model, self.settings.max_length, "encoder")
         if self._prepared is None or self._prepared[0] != split.fingerprint:
             tokenizer, types = load_tokenizer(self.folder, "encoder"), takes_token_types(self._model)
             tokens = TokenizedSplit.build(split.texts, tokenizer, self.settings.max_length, self.device, types)
+            check_tokens(self._model, tokenizer, int(tokens.ids.max()))
             self._prepared = split.fingerprint, tokens
         return self._prepared[1]
 

@@ -5,6 +5,7 @@ Teachers are fine-tuned by the same class, with their labels as the only target.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import parallel
-from .models import takes_token_types
-from .settings import StudentSettings
+from .models import check_tokens, takes_token_types
+from .settings import NotFinite, StudentSettings
 from .tokens import Batch, TokenizedSplit, run_over
 
 Direction = dict[str, Tensor]
@@ -49,6 +50,8 @@ class Student:
         # Dropout decides whether the model must ever leave eval mode: switching walks over every module.
         self.random = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
         self.steps, self.budget = 0, 1
+        # Every loss and gradient norm since `begin`, added up on the device: finite as long as all of them were.
+        self.trail = torch.zeros((), device=device)
         self.optimizer = self._optimizer()
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -66,6 +69,7 @@ class Student:
         """Start a run of `budget` steps: a fresh optimiser and schedule, the weights as they are."""
         self.optimizer.state.clear()
         self.steps, self.budget = 0, max(1, budget)
+        self.trail = torch.zeros((), device=self.device)
 
     @property
     def lr(self) -> float:
@@ -76,9 +80,11 @@ class Student:
         return s.lr * min(rise, fall)
 
     def tokenize(self, texts: Sequence[tuple[str, ...]]) -> TokenizedSplit:
-        """Texts in this model's tokens, on its device."""
+        """Texts in this model's tokens, on its device; `UserError` for a tokenizer of another model."""
         types = takes_token_types(self.model)
-        return TokenizedSplit.build(texts, self.tokenizer, self.settings.max_length, self.device, types)
+        tokens = TokenizedSplit.build(texts, self.tokenizer, self.settings.max_length, self.device, types)
+        check_tokens(self.model, self.tokenizer, int(tokens.ids.max()))
+        return tokens
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits `[B,C]` in float32, under autocast if it is on."""
@@ -93,34 +99,60 @@ class Student:
 
         Returns:
             The logits `[B,C]` before the step and the per-instance losses `[B]`, both detached and still on the device.
+
+        Raises:
+            NotFinite: at once on the CPU, where looking costs nothing; elsewhere by what next waits for the device.
         """
         if self.random:
             self.model.train()
         if parallel.world() == 1:
             logits = self.forward(batch)
             losses = loss(logits)
-            losses.mean().backward()
+            mean = losses.mean()
+            mean.backward()
         else:
             count = len(batch["input_ids"])
             mine = parallel.share(count)
             logits = parallel.join(self.forward({k: v[mine] for k, v in batch.items()}), count)
             losses = loss(logits)
+            mean = losses.mean()
             (losses[mine].sum() / count).backward()
             parallel.sum_gradients(self.params)
         if self.random:
             self.model.eval()
         self.apply_gradients()
+        self.trail += mean.detach()
+        if self.device.type == "cpu":
+            self.check_finite()
         return logits.detach(), losses.detach()
 
     def apply_gradients(self) -> None:
         """Clip, step, clear."""
-        self.norm = nn.utils.clip_grad_norm_(self.params, self.settings.clip) if self.settings.clip else None
+        clip = self.settings.clip
+        if clip:
+            norm = nn.utils.clip_grad_norm_(self.params, clip)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
+        self.norm = norm if clip else None
+        self.trail += norm
         lr = self.lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
+
+    def check_finite(self, *values: float) -> None:
+        """Raise `NotFinite` unless `values` and every loss and gradient since `begin` are finite; waits for the device."""
+        if not math.isfinite(sum(values, self.trail.item())):
+            raise NotFinite(
+                f"the student's loss or gradient is no finite number after step {self.steps} "
+                f"with student.lr={self.settings.lr:g}; lower student.lr"
+            )
+
+    def check_weights(self) -> None:
+        """Raise `NotFinite` unless the weights, too, are finite: for those about to be kept."""
+        self.check_finite(*(float(p.detach().double().sum()) for p in self.params))
 
     # --- looking without touching -----------------------------------------------------------------------------------
 
@@ -130,7 +162,10 @@ class Student:
 
     @torch.inference_mode()
     def score(self, batches: Sequence[tuple[Batch, Tensor]]) -> tuple[float, float]:
-        """Mean cross-entropy (nats) and accuracy over prepared batches; the one place of a step that waits for the device."""
+        """Mean cross-entropy (nats) and accuracy over prepared batches; the one place of a step that waits for the device.
+
+        Raises `NotFinite` when that is none, or a loss or gradient since `begin` was none.
+        """
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         right = torch.zeros((), dtype=torch.float64, device=self.device)
         count = 0
@@ -140,6 +175,7 @@ class Student:
             right += (logits.argmax(-1) == labels).sum()
             count += len(labels)
         total, hits = torch.stack((loss, right)).tolist()
+        self.check_finite(total)
         return total / count, hits / count
 
     def gradient(self, batch: Batch, labels: Tensor) -> Direction:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,8 @@ import numpy as np
 
 from . import bundled
 from .settings import ROLES, RoleError, TaskSettings, UserError, check, digest, expand, one_of
+
+LONGEST_ID = 256  # characters: ids lie in an array as wide as the longest
 
 
 @dataclass(frozen=True)
@@ -353,7 +356,10 @@ def _glue_tsv(path: Path, spec: Glue, prefix: str) -> _Table:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
+        where = text.find("\0")
+        check(where < 0, f"{path}: line {text.count(chr(10), 0, where) + 1} holds a NUL; take it out")
+        return text
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not UTF-8 at byte {error.start}; convert it, for example with iconv -t utf-8"
@@ -432,6 +438,22 @@ def read_table(path: Path) -> Any:
     return frame
 
 
+def _cells(column: Any, path: Path) -> list[str]:
+    """A column as strings; `UserError` for a cell that is none, or holds what no text does."""
+    nested = [i for i, v in enumerate(column) if isinstance(v, list | dict)]
+    check(
+        not nested,
+        f"{path}: row {nested[0] + 1 if nested else 0} has a list or an object in column {column.name!r}; give a text or a number",
+    )
+    values = [str(v) for v in column]
+    whole = "".join(values)
+    for what, pattern in {"a NUL": "\0", "half a surrogate pair": "[\ud800-\udfff]"}.items():
+        if re.search(pattern, whole):
+            row = next(i for i, v in enumerate(values, 1) if re.search(pattern, v))
+            raise UserError(f"{path}: row {row} has {what} in column {column.name!r}; take it out")
+    return values
+
+
 def _user_table(path: Path, settings: TaskSettings, role: str) -> _Table:
     frame = read_table(path)
     wanted = [*settings.text, settings.label, *([settings.id] if settings.id else [])]
@@ -443,13 +465,19 @@ def _user_table(path: Path, settings: TaskSettings, role: str) -> _Table:
         not missing.any(),
         f"{path}: row {int(missing.argmax()) + 1} has an empty cell in {', '.join(wanted)}; fill or drop it",
     )
-    labels = [str(v) for v in frame[settings.label]]
+    labels = _cells(frame[settings.label], path)
     check(
         "" not in labels,
         f"{path}: row {labels.index('') + 1 if '' in labels else 0} has no label in column {settings.label!r}; fill or drop it",
     )
-    texts = list(zip(*([str(v) for v in frame[c]] for c in settings.text), strict=True))
-    ids = [str(v) for v in frame[settings.id]] if settings.id else [f"{role}-{i}" for i in range(len(frame))]
+    columns = {name: _cells(frame[name], path) for name in wanted}
+    texts = list(zip(*(columns[c] for c in settings.text), strict=True))
+    ids = _cells(frame[settings.id], path) if settings.id else [f"{role}-{i}" for i in range(len(frame))]
+    long = max(range(len(ids)), key=lambda i: len(ids[i]))
+    check(
+        len(ids[long]) <= LONGEST_ID,
+        f"{path}: row {long + 1} has an id of {len(ids[long])} characters in column {settings.id!r}; at most {LONGEST_ID}",
+    )
     check(
         "" not in ids,
         f"{path}: row {ids.index('') + 1 if '' in ids else 0} has no id in column {settings.id!r}; fill or drop it",

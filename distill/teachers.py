@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from .models import (
     resolve,
     word_tokenizer,
 )
-from .settings import StudentSettings, TeacherSettings, TeachersSettings, check, digest, expand
+from .settings import NotFinite, StudentSettings, TeacherSettings, TeachersSettings, check, digest, expand
 from .signals import Source
 from .student import Student
 from .tasks import Split, Task, read_table, stratified
@@ -270,14 +271,10 @@ def _fine_tuned(
 
 def _check_outputs(folder: Path, task: Task, spec: TeacherSettings) -> None:
     """A teacher that cannot serve the task is refused before anything is trained or written."""
-    from types import SimpleNamespace
-
-    output_order(
-        SimpleNamespace(config=load_config(folder, f"teacher {spec.name}")),
-        task.label_names,
-        spec.labels,
-        f"teacher {spec.name}",
-    )
+    what = f"teacher {spec.name}"
+    model = SimpleNamespace(config=load_config(folder, what))
+    output_order(model, task.label_names, spec.labels, what)
+    check_length(model, spec.max_length, what)
 
 
 def _vocabulary_fingerprint(task: Task) -> str:
@@ -322,11 +319,17 @@ def fit(
     steps = max(1, spec.epochs * len(data) // stream.batch_size)
     student.begin(steps)
     started = time.perf_counter()
-    with isolated_rng(spec.seed):
-        for _ in tqdm(range(steps), desc=f"fine-tuning {what}", unit="step", disable=None, leave=False):
-            rows = stream.next()
-            gold = labels[torch.from_numpy(rows).to(device)]
-            student.step(tokens.batch(rows), label_loss(gold))
+    try:
+        with isolated_rng(spec.seed):
+            for _ in tqdm(range(steps), desc=f"fine-tuning {what}", unit="step", disable=None, leave=False):
+                rows = stream.next()
+                gold = labels[torch.from_numpy(rows).to(device)]
+                student.step(tokens.batch(rows), label_loss(gold))
+        student.check_weights()
+    except NotFinite:
+        raise NotFinite(
+            f"{what}: fine-tuning left the finite numbers by step {student.steps} with lr={spec.lr:g}; lower its lr"
+        ) from None
     student.save(folder)
     return {"steps": steps, "instances": len(data), "seconds": round(time.perf_counter() - started, 1)}
 

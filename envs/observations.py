@@ -90,6 +90,8 @@ class Observation:
             # KL(teacher k || student): what the student would have to learn from each of them
             divergence = (teachers.exp() * (teachers - log_probs[:, None])).sum(-1)
             flat = torch.cat((log_probs.exp(), loss / LOSS_CAP, divergence / LOSS_CAP), 1).clamp(0, 1).cpu().numpy()
+        if not np.isfinite(flat).all():  # a student that diverged: the step says so, the state stays in its bounds
+            flat = np.nan_to_num(flat, nan=1.0)
         c = log_probs.shape[1]
         parts = {"student_probs": flat[:, :c], "student_loss": flat[:, c : c + 1], "divergence": flat[:, c + 1 :]}
         for name, values in parts.items():

@@ -25,6 +25,7 @@ from distill.tasks import stratified
 from distill.tokens import Batch
 
 REWARDS = ("validation_gain", "paper1", "paper2", "paper3")
+FAILED = -10.0  # nats: the reward of a step after which the student's numbers are not finite
 
 
 @dataclass
@@ -195,6 +196,11 @@ class Reward:
         if self.direction is None or self.steps % s.direction_every == 0 or self.steps == 1:
             self.direction = student.precondition(self._gradient())
         self._probe = student.probe(now.inputs, self.direction, s.method)
+
+    def penalty(self, left: int) -> float:
+        """Reward of a failed step, with `left` student steps to go: once for the gain; for costs of every step, so that
+        an early end never pays, for each of them."""
+        return FAILED * (1 if self.settings.name == "validation_gain" else left)
 
     def slope(self, logits: Tensor) -> Tensor:
         """Derivative `[B,C]` along the reward gradient of the batch that `before` saw; `logits`: the step's, before it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from gymnasium.vector.utils import batch_space
 import configs
 from distill import parallel
 from distill.process import Distillation
-from distill.settings import ProcessSettings, check, digest, one_of, parse
+from distill.settings import NotFinite, ProcessSettings, check, digest, one_of, parse
 
 from . import rendering
 from .observations import Observation, ObservationSettings
@@ -56,6 +57,7 @@ class Core:
         how = (settings.student, settings.loss, settings.budget, reward, observation)
         self.fingerprint = digest(self.process.prepared.fingerprint, settings.seed, [asdict(part) for part in how])
         self.log, self._ended = Log(), Log()
+        self.failure: str | None = None  # why this episode ended before its budget was spent
 
     @property
     def batch_size(self) -> int:
@@ -63,30 +65,50 @@ class Core:
         return self.process.stream.batch_size
 
     def begin(self, seed: int, restart: bool = True) -> np.ndarray:
-        """Start an episode; returns the states `[B, size]` of its first batch."""
+        """Start an episode; returns the states `[B, size]` of its first batch. A student that failed is never continued."""
         seed = int(parallel.from_first(np.array([seed]))[0])
         with training_mode():
             if self.log.actions:
                 self._ended = self.log
+            restart, self.failure = restart or self.failure is not None, None
             self.process.begin(seed, restart)
             self.reward.begin(seed, restart)
             self.log = Log(seed, restart)
             return self.observe()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool, dict[str, np.ndarray]]:
-        """One student step with `actions` `[B,K]`: next states, rewards `[B]`, whether the budget is spent, info arrays."""
+        """One student step with `actions` `[B,K]`: next states, rewards `[B]`, whether the episode ends, info arrays.
+
+        It ends when the budget is spent, or with `info["failure"]` when the student's numbers are no longer finite.
+        """
         process = self.process
         with training_mode():
-            batch = process.current
-            check_ready(batch is not None and not process.done)
-            assert batch is not None
-            self.reward.before()
-            lr = process.student.lr
+            check_ready(process.current is not None and not process.done and self.failure is None)
             actions = parallel.from_first(actions)  # one policy acts, however many processes share the step
-            logits, _ = process.step(actions)
-            rewards, info = self.reward.after(batch, logits, actions, lr)
+            try:
+                rewards, info = self._learn(actions)
+            except NotFinite as error:
+                self.failure = str(error)
+                left = process.student.budget - len(self.log.actions)
+                rewards = np.full(self.batch_size, self.reward.penalty(left))
+                info = {"failure": np.full(self.batch_size, self.failure)}
             self.log.add(actions, rewards, info)
-            return self.observe(), rewards, process.done, info
+            return self.observe(), rewards, process.done or self.failure is not None, info
+
+    def _learn(self, actions: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Rewards `[B]` and info arrays of one student step; `NotFinite` when a number of it is not."""
+        process, batch = self.process, self.process.current
+        assert batch is not None
+        self.reward.before()
+        lr = process.student.lr
+        logits, _ = process.step(actions)
+        rewards, info = self.reward.after(batch, logits, actions, lr)
+        if not math.isfinite(sum(float(values.sum()) for values in (rewards, *info.values()))):
+            raise NotFinite(
+                f"the reward is no finite number after step {process.student.steps} "
+                f"with student.lr={process.student.settings.lr:g}; lower student.lr"
+            )
+        return rewards, info
 
     def instances(self) -> np.ndarray:
         """Rows of the train split that the coming batch holds, int64 `[B]`."""
@@ -102,6 +124,7 @@ class Core:
         log, log_facts = self.log.state()
         facts = {
             "fingerprint": self.fingerprint,
+            "failure": self.failure,
             "process": process_facts,
             "reward": reward_facts,
             "log": log_facts,
@@ -126,6 +149,7 @@ class Core:
             self.process.set_state(part_of(state, "process"), facts["process"])
         self.reward.set_state(part_of(state, "reward"), facts["reward"])
         self.log = Log.from_state(part_of(state, "log"), facts["log"])
+        self.failure = facts["failure"]
         return facts
 
     def fork(self) -> Core:
@@ -215,6 +239,12 @@ def training_mode() -> AbstractContextManager[object]:
     return stack
 
 
+def check_open(closed: bool) -> None:
+    """Raise Gymnasium's `ClosedEnvironmentError` after `close()`."""
+    if closed:
+        raise gym.error.ClosedEnvironmentError("the environment is closed: make another one")
+
+
 def check_ready(ready: bool) -> None:
     """Raise Gymnasium's `ResetNeeded` unless an episode is under way."""
     if not ready:
@@ -299,6 +329,7 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
         self.action_space = gym.spaces.MultiBinary(self.core.process.num_teachers)
         self._states: np.ndarray | None = None
         self._actions: list[np.ndarray] = []
+        self._closed = False
 
     @property
     def layout(self) -> dict[str, slice]:
@@ -309,6 +340,7 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new episode from the warm start, or going on with `options={"student": "continue"}`."""
+        check_open(self._closed)
         super().reset(seed=seed)
         self._states = self.core.begin(int(self.np_random.integers(2**31)), restart_wanted(options))
         self._actions = []
@@ -316,6 +348,7 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Choose the teachers of one instance; the batch's reward arrives with its last instance."""
+        check_open(self._closed)
         check_ready(self._states is not None)
         assert self._states is not None
         self._actions.append(as_actions(action, (self.core.process.num_teachers,), self.core.weights))
@@ -326,13 +359,17 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
         state = self._states[0].copy()
         if done:
             self._states = None
-        scalars = {k: v[0].item() for k, v in info.items() if k in ("gain", "value", "measured")}
+        scalars = {k: v[0].item() for k, v in info.items() if k in ("gain", "value", "measured", "failure")}
         shown = {"row_rewards": rewards, **info, **scalars}
         return state, float(rewards.mean()), done, False, {**self._info(), **shown}
 
     def render(self) -> Any:
         """A status line (`ansi`) or a figure `[H,W,3]` uint8 (`rgb_array`)."""
         return rendering.render(self.render_mode, self.core)
+
+    def close(self) -> None:
+        """The last word: `reset` and `step` raise `ClosedEnvironmentError` from now on."""
+        self._closed = True
 
     def _info(self) -> dict[str, Any]:
         return {"instance": int(self.core.instances()[len(self._actions)])}
@@ -419,6 +456,7 @@ class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new episode from the warm start, or going on with `options={"student": "continue"}`, which later resets repeat."""
+        check_open(self.closed)
         super().reset(seed=seed)
         self._restart = restart_wanted(options)
         self._ready = True
@@ -430,6 +468,7 @@ class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Choose the teachers of the whole batch, `[num_envs, K]`; the student takes one step."""
+        check_open(self.closed)
         check_ready(self._ready)
         shape = (self.num_envs, self.core.process.num_teachers)
         states, rewards, done, info = self.core.step(as_actions(actions, shape, self.core.weights))
