@@ -1,7 +1,8 @@
 """Writes the tables of docs/results.md and README.md from the committed results.
 
 Between `<!-- table: FILE -->` (all agents), `<!-- credit: FILE -->` (REINFORCE by credit and reward) or `<!-- teachers: FILE -->`
-(what there is to choose from) or `<!-- folds: FILE -->` (cross-fitted rows against their own control) and `<!-- end -->`.
+(what there is to choose from) or `<!-- folds: FILE -->` (cross-fitted rows against their own control) or `<!-- speed: FILE -->`
+and `<!-- parts: FILE -->` (throughput) or `<!-- scale: FILE -->` (the store) and `<!-- end -->`.
 
 python benchmarks/tables.py            rewrite
 python benchmarks/tables.py --check    exit code 1 if anything would change
@@ -21,7 +22,7 @@ import numpy as np
 from agents import stats
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "performance.md", ROOT / "README.md")
 
 
 def difference(pair: dict[str, Any] | None, factor: float, form: str) -> str:
@@ -125,7 +126,70 @@ def folds(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-KINDS = {"table": comparison, "credit": credit, "teachers": teachers, "folds": folds}
+def line(*cells: object) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def head(*cells: object) -> list[str]:
+    """Its first two rows."""
+    return [line(*cells), "|" + "---|" * len(cells)]
+
+
+def speed(results: dict[str, Any]) -> str:
+    """Ratios to the floor, one column a workload and thread count; then other tools beside ours; then the commands."""
+    runs = list(results.values())
+    rows = [{r["way"]: r for r in run["rows"]} for run in runs]
+    titles = [f"{run['workload']}, {run['threads']} thread{'s' * (run['threads'] > 1)}, {run['amp']}" for run in runs]
+    lines = head("ratio to the floor", "target", *titles)
+    for name in dict.fromkeys(name for row in rows for name in row):
+        target = next((row[name]["target"] for row in rows if name in row), None)
+        ratios = [f"{row[name]['ratio']:.2f}" if name in row else "" for row in rows]
+        lines.append(line(name, target or "", *ratios))
+    lines.append(line("the floor, examples/s", "", *(f"{row['floor']['examples_per_s']:.0f}" for row in rows)))
+    lines.append(line("load of the machine at the end", "", *(f"{run['load']:.1f}" for run in runs)))
+    peers: list[str] = []
+    for run, row in zip(runs, rows, strict=True):
+        for r in (r for r in run["rows"] if "distance" in r):
+            ours = [row[f"all teachers, {kind}"]["examples_per_s"] / r["examples_per_s"] for kind in ("stored", "live")]
+            named = f"{run['workload']}, {run['threads']}", r["way"], f"{r['examples_per_s']:.0f}"
+            losses = f"{r['dev_loss']:.5f}", f"{r['our_dev_loss']:.5f}", f"{r['distance']:.0e}"
+            peers.append(line(*named, *(f"{x:.2f}" for x in ours), *losses))
+    if peers:
+        columns = ("examples/s", "ours stored / it", "ours live / it", "its dev loss", "ours", "weights apart")
+        lines += ["", *head("workload, threads", "other tool", *columns), *peers]
+    return "\n".join([*lines, "", "```", *(run["reproduce"] for run in runs), "```"])
+
+
+def parts(results: dict[str, Any]) -> str:
+    """Milliseconds of a step's parts, and the floor by kind of operation, one column a workload."""
+    runs = list(results.values())
+    titles = [f"{run['workload']}, {run['threads']}" for run in runs]
+    lines = head("milliseconds", *titles)
+    lines += [line(name, *(f"{run['parts_ms'][name]:.2f}" for run in runs)) for name in runs[0]["parts_ms"]]
+    lines += ["", *head("share of the floor's processor time", *titles)]
+    lines += [line(name, *(f"{run['shares'][name]:.0%}" for run in runs)) for name in runs[0]["shares"]]
+    return "\n".join(lines)
+
+
+def scale(results: dict[str, Any]) -> str:
+    """The store by number of instances."""
+    lines = head("instances", "build, µs an instance", "open, s", "a batch of 32, µs", "RSS growth, MB")
+    for size in results["sizes"]:
+        cells = [f"{size[k]:.{n}f}" for k, n in (("build_us_per_instance", 1), ("open_s", 3), ("batch_us", 0))]
+        lines.append(line(f"{size['instances']:,}", *cells, f"{size['rss_growth_mb']:.0f}"))
+    return "\n".join([*lines, "", "```", results["reproduce"], "```"])
+
+
+KINDS = {
+    "table": comparison,
+    "credit": credit,
+    "teachers": teachers,
+    "folds": folds,
+    "speed": speed,
+    "parts": parts,
+    "scale": scale,
+}
 
 
 def render(page: str) -> str:

@@ -69,7 +69,7 @@ def test_result_tables_are_those_of_the_committed_files() -> None:
     root = Path(__file__).parents[1]
     checked = subprocess.run([sys.executable, str(root / "benchmarks/tables.py"), "--check"], check=False)
     assert checked.returncode == 0, "docs/results.md is out of date: python benchmarks/tables.py"
-    page = (root / "docs/results.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"<!-- table: (\S+) -->", page))
+    pages = "".join((root / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("results", "performance"))
+    named = set(re.findall(r"<!-- table: (\S+) -->", pages))
     comparisons = [p for p in (root / "benchmarks/results").glob("*.json") if "tables" in json.loads(p.read_text())]
     assert named == {p.name for p in comparisons}
