@@ -25,7 +25,6 @@ import torch
 import envs  # noqa: F401  registers TeacherSelect-v0
 
 ROOT = Path(__file__).resolve().parents[1]
-GROWTH_MB = 4.0
 ROWS, SAMPLES = 8, 100
 WIDTHS = "hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32"
 POOL = ", ".join(
@@ -76,14 +75,14 @@ def soak(steps: int, resets: int, home: Path) -> list[dict[str, float]]:
     return samples
 
 
-def judge(samples: list[dict[str, float]]) -> dict[str, float | bool]:
+def judge(samples: list[dict[str, float]], limit_mb: float) -> dict[str, float | bool]:
     """Growth of memory from the second tenth to the last, and whether all is flat."""
     tenth = max(1, len(samples) // 10)
     kept = samples[tenth:]
     first, last = ([s["rss_mb"] for s in part] for part in (kept[:tenth], kept[-tenth:]))
     growth = statistics.median(last) - statistics.median(first)
     same = all(len({s[key] for s in kept}) == 1 for key in ("fds", "threads"))
-    return {"rss_growth_mb": growth, "flat": growth < GROWTH_MB and same}
+    return {"rss_growth_mb": growth, "flat": growth < limit_mb and same}
 
 
 def main() -> None:
@@ -91,11 +90,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--resets", type=int, default=2_000)
+    parser.add_argument("--limit-mb", type=float, default=4.0, help="growth of memory from which it is not flat")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/soak.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         samples = soak(args.steps, args.resets, Path(home))
-    verdict = judge(samples)
+    verdict = judge(samples, args.limit_mb)
     print(f"{'steps':>8s} {'resets':>7s} {'RSS, MB':>9s} {'fds':>5s} {'threads':>8s} {'seconds':>8s}")
     for row in samples[:: max(1, len(samples) // 10)] + samples[-1:]:
         print(
@@ -106,7 +106,7 @@ def main() -> None:
         "steps": args.steps,
         "resets": args.resets,
         "rows": ROWS,
-        "limit_mb": GROWTH_MB,
+        "limit_mb": args.limit_mb,
         **verdict,
         "torch": torch.__version__,
         "load": os.getloadavg()[0],

@@ -19,12 +19,12 @@ pytestmark = pytest.mark.faults
 
 def test_a_short_soak_is_flat(tmp_path: Path) -> None:
     out = tmp_path / "soak.json"
-    line = [sys.executable, str(SCRIPT), "--steps", "2000", "--resets", "40", "--out", str(out)]
+    line = [sys.executable, str(SCRIPT), "--steps", "1000", "--resets", "40", "--limit-mb", "1", "--out", str(out)]
     done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads(out.read_text())
     assert facts["flat"]
-    assert facts["samples"][-1]["steps"] == 2000
+    assert facts["samples"][-1]["steps"] == 1000
     assert facts["samples"][-1]["resets"] == len(facts["samples"]) == 40
 
 
@@ -40,11 +40,11 @@ def test_what_counts_as_flat() -> None:
     assert spec.loader is not None
     soak = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(soak)
-    assert soak.judge(samples())["flat"]
-    assert soak.judge(samples(rss_mb=lambda i: 400 + 50 * (i < 8)))["flat"], "the first tenth may settle"
-    assert not soak.judge(samples(rss_mb=lambda i: 400 + i / 20))["flat"], "50 kB a sample"
-    assert not soak.judge(samples(fds=lambda i: 10 + (i > 90)))["flat"]
-    assert not soak.judge(samples(threads=lambda i: 4 + (i == 50)))["flat"]
+    assert soak.judge(samples(), 4)["flat"]
+    assert soak.judge(samples(rss_mb=lambda i: 400 + 50 * (i < 8)), 4)["flat"], "the first tenth may settle"
+    assert not soak.judge(samples(rss_mb=lambda i: 400 + i / 20), 4)["flat"], "50 kB a sample"
+    assert not soak.judge(samples(fds=lambda i: 10 + (i > 90)), 4)["flat"]
+    assert not soak.judge(samples(threads=lambda i: 4 + (i == 50)), 4)["flat"]
 
 
 def test_the_long_soak_was_flat() -> None:
