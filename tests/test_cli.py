@@ -259,7 +259,6 @@ def test_a_second_run_fits_no_teacher(first, second):
     """Nor is anything else made again: `second` has compared the whole cache."""
     cold, warm = first.results["cost"], second.results["cost"]
     assert warm["teacher_fit_s"] < cold["teacher_fit_s"] / 2
-    assert warm["warm_start_s"] < cold["warm_start_s"]
 
 
 @pytest.mark.parametrize("credit", ["shared", "influence"])
