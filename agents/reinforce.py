@@ -41,6 +41,7 @@ from distill.settings import UserError, check, check_rate, one_of, parse
 from envs.teacher_select import Core, TeacherSelectVectorEnv
 
 CREDITS = ("shared", "influence", "counterfactual")
+SHOWN_EVERY = 10  # student steps between two points of the entropy's curve
 
 
 @dataclass
@@ -202,7 +203,8 @@ def train(
                     math.isfinite(sum(p.sum().item() for p in selector.parameters())),
                     f"the selector's numbers are not finite after step {steps} with agent.lr={settings.lr:g}; lower agent.lr",
                 )
-                writer.add_scalar("policy/entropy", entropy.item(), steps)
+                if steps % SHOWN_EVERY == 0:  # an event costs as much as a hundredth of a small student's step
+                    writer.add_scalar("policy/entropy", entropy.item(), steps)
             elif "measured" in info:
                 pending.clear()  # answered, by a first reward that has nothing to be compared with
             selected.add(rows, actions)

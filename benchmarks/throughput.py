@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -292,56 +293,75 @@ class Averaged:
         return self.inner.vectors(rows)
 
 
-def textbrewer(python: str, ways: Ways, turns: int, threads: int, folder: Path) -> dict[str, dict[str, Any]]:
-    """TextBrewer on our batches, by mode: its seconds, how far its student ends from ours, and dev losses."""
-    process = ways.process("stored")
-    settings, tokens = process.settings, process.tokens("train")
-    whole = tokens.batch(np.arange(len(tokens)))
-    stream = Stream(tokens.lengths, 32, 0, settings.budget.group_lengths)
-    process.student.restore(process.warm)
-    process.student.save(folder / "student")
-    np.savez(
-        folder / "work.npz",
-        **{k: v.numpy() for k, v in whole.items()},
-        labels=process.labels,
-        lengths=tokens.lengths,
-        logits=process.signals.logits(np.arange(len(tokens))),
-        order=np.stack([stream.next() for _ in range(ways.steps)]),
-    )
-    facts = {
-        "teachers": [str(t.folder) for t in process.prepared.teachers if isinstance(t, ModelTeacher)],
-        "student": str(folder / "student"),
-        "batch": 32,
-        "epochs": ways.steps * 32 // len(tokens),
-        "temperature": settings.loss.temperature,
-        "alpha": settings.loss.alpha,
-        "lr": settings.student.lr,
-        "weight_decay": settings.student.weight_decay,
-        "clip": settings.student.clip,
-    }
-    (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-    ours = process.signals
-    process.signals = Averaged(ours)  # type: ignore[arg-type]
-    ways.fixed("stored")
-    process.signals = ours  # type: ignore[assignment]
-    same, own_loss = process.student.weights(), process.evaluate("dev")["loss"]
-    out: dict[str, dict[str, Any]] = {}
-    for mode in ("fed", "live", "own"):
-        command = [python, str(ROOT / "benchmarks/peer_textbrewer.py"), str(folder), mode, str(turns), str(threads)]
+class TextBrewer:
+    """TextBrewer on our batches, in a Python of its own; one process a turn, so that it takes turns with our ways."""
+
+    MODES = ("fed", "live", "own")
+
+    def __init__(self, python: str, ways: Ways, threads: int, folder: Path) -> None:
+        self.python, self.ways, self.threads, self.folder = python, ways, threads, folder
+        self.version = ""
+        process = ways.process("stored")
+        settings, tokens = process.settings, process.tokens("train")
+        whole = tokens.batch(np.arange(len(tokens)))
+        stream = Stream(tokens.lengths, 32, 0, settings.budget.group_lengths)
+        process.student.restore(process.warm)
+        process.student.save(folder / "student")
+        np.savez(
+            folder / "work.npz",
+            **{k: v.numpy() for k, v in whole.items()},
+            labels=process.labels,
+            lengths=tokens.lengths,
+            logits=process.signals.logits(np.arange(len(tokens))),
+            order=np.stack([stream.next() for _ in range(ways.steps)]),
+        )
+        facts = {
+            "teachers": [str(t.folder) for t in process.prepared.teachers if isinstance(t, ModelTeacher)],
+            "student": str(folder / "student"),
+            "batch": 32,
+            "epochs": ways.steps * 32 // len(tokens),
+            "temperature": settings.loss.temperature,
+            "alpha": settings.loss.alpha,
+            "lr": settings.student.lr,
+            "weight_decay": settings.student.weight_decay,
+            "clip": settings.student.clip,
+        }
+        (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+    def run(self, mode: str) -> float:
+        """Seconds of one turn, after one that warms up; loading is not counted."""
+        command = [
+            self.python,
+            str(ROOT / "benchmarks/peer_textbrewer.py"),
+            str(self.folder),
+            mode,
+            "1",
+            str(self.threads),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise UserError(f"--peer {python}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+            raise UserError(f"--peer {self.python}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
         told = json.loads(done.stdout.strip().splitlines()[-1])
-        saved = load_file(folder / f"{mode}.safetensors")
-        theirs = [saved[name] for name in process.student.named]
-        process.student.restore(theirs)
-        out[f"TextBrewer {told['version']}, {mode}"] = {
-            "seconds": told["seconds"],
-            "dev_loss": process.evaluate("dev")["loss"],
-            "our_dev_loss": own_loss,
-            "distance": max(float((a - b).abs().max()) for a, b in zip(theirs, same, strict=True)),
-        }
-    return out
+        self.version = told["version"]
+        return float(told["seconds"][0])
+
+    def compared(self) -> dict[str, dict[str, float]]:
+        """By mode: how far its student ends from ours, and both dev losses."""
+        process = self.ways.process("stored")
+        ours = process.signals
+        process.signals = Averaged(ours)  # type: ignore[arg-type]
+        self.ways.fixed("stored")
+        process.signals = ours  # type: ignore[assignment]
+        same, own_loss = process.student.weights(), process.evaluate("dev")["loss"]
+        out = {}
+        for mode in self.MODES:
+            saved = load_file(self.folder / f"{mode}.safetensors")
+            theirs = [saved[name] for name in process.student.named]
+            process.student.restore(theirs)
+            distance = max(float((a - b).abs().max()) for a, b in zip(theirs, same, strict=True))
+            loss = process.evaluate("dev")["loss"]
+            out[mode] = {"dev_loss": loss, "our_dev_loss": own_loss, "distance": distance}
+        return out
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------
@@ -436,13 +456,16 @@ def main() -> None:
             settings, steps = overrides(work, folder), args.steps or 2 * work.instances // 32
         ways = Ways([*settings, f"threads={args.threads}"], steps)
         everything = ways.all()
+        other = TextBrewer(args.peer, ways, args.threads, folder) if args.peer and args.workload not in REAL else None
+        if other is not None:
+            everything |= {f"TextBrewer, {mode}": partial(other.run, mode) for mode in other.MODES}
         times: dict[str, list[float]] = {name: [] for name in everything}
         for turn in range(args.turns + 1):  # the first warms up
             for name, way in everything.items():
                 seconds = way()
                 if turn:
                     times[name].append(seconds)
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "way": name,
                 "examples_per_s": 32 * steps / statistics.median(spent),
@@ -452,11 +475,11 @@ def main() -> None:
             }
             for name, spent in times.items()
         ]
-        if args.peer and args.workload not in REAL:
-            floor = rows[0]["examples_per_s"]
-            for name, told in textbrewer(args.peer, ways, args.turns, args.threads, folder).items():
-                speed = 32 * steps / statistics.median(told["seconds"])
-                rows.append({"way": name, "examples_per_s": speed, "ratio": speed / floor, "target": None, **told})
+        if other is not None:
+            known_of = other.compared()
+            for row in rows:
+                mode = row["way"].removeprefix("TextBrewer, ")
+                row |= {**known_of[mode], "version": other.version} if mode in known_of else {}
         profile = {"parts_ms": parts(ways), "shares": shares(ways)}
         if args.signals:
             spent = signal_speed(ways, min(3, args.turns), folder, args.signals)
