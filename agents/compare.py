@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import csv
-import json
+import io
 import os
 import shlex
 import threading
@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -37,7 +38,7 @@ from tqdm.auto import tqdm
 import configs
 from agents import reinforce, report, runs, sb3, stats
 from agents.rules import RULES, make_rule
-from distill.cache import write_json
+from distill import cache, parallel
 from distill.process import prepare
 from distill.settings import ProcessSettings, UserError, check, digest, expand, one_of, parse
 from distill.tasks import load_task
@@ -46,6 +47,7 @@ from envs.teacher_select import Core
 FORMAT = 2  # of a cell; raised whenever what it would hold changes
 LEARNT = ("reinforce", *sb3.NAMES)
 SHOWN = 400  # training instances kept for the report
+RESULT, CHOICES = "result.json", "choices.npz"  # a cell is finished when its result is there
 
 
 @dataclass
@@ -128,7 +130,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "reproduce": cell.reproduce,
     }
     _keep_choices(core, done, folder)
-    write_json(folder / "result.json", result)
+    files = {CHOICES: cache.file_sha256(folder / CHOICES)}
+    cache.write_json(folder / RESULT, cache.sealed(result | {"files": files}))
     return result
 
 
@@ -143,21 +146,23 @@ def _keep_choices(core: Core, done: runs.Run, folder: Path) -> None:
         return torch.softmax(process.student.predict(tokens), -1).numpy()
 
     before, after = probs(process.warm), probs(done.weights)
-    part = folder / "choices.part.npz"
-    np.savez_compressed(part, last=done.selected.last.astype(np.float16), rows=rows, before=before, after=after)
-    part.replace(folder / "choices.npz")
+    content = io.BytesIO()
+    np.savez_compressed(content, last=done.selected.last.astype(np.float16), rows=rows, before=before, after=after)
+    cache.write_whole(folder / CHOICES, content.getvalue())
 
 
 def _attempt(cell: Cell) -> dict[str, Any]:
     """In a worker: the result, or the error in one line with its traceback kept beside the cell."""
+    place = Path(cell.folder) / "error.txt"
     try:
-        return run_cell(cell)
+        with cache.writing(place.parent.parent, "set cells to a writable folder"):
+            return run_cell(cell)
     except UserError as error:
         return {"error": str(error)}
     except Exception as error:
-        place = Path(cell.folder) / "error.txt"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(traceback.format_exc(), encoding="utf-8")
+        with suppress(OSError):  # the line itself must get through
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(traceback.format_exc(), encoding="utf-8")
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]} (traceback in {place})"}
 
 
@@ -248,11 +253,12 @@ def _stamp(path: str) -> list[Any]:
 
 
 def finished(cell: Cell) -> dict[str, Any] | None:
-    """The kept result of a cell, or None."""
-    try:
-        result: dict[str, Any] = json.loads((Path(cell.folder) / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The kept result of a cell, or None; `UserError` naming its folder when it is not what was written."""
+    folder = Path(cell.folder)
+    if not (folder / RESULT).is_file():
         return None
+    result = cache.read_sealed(folder / RESULT)
+    cache.check_files(folder, result.pop("files", {}))  # none in cells of earlier versions
     # Another grid may have run it under another name for the same settings.
     return result | {"agent": cell.entry, "seed": cell.seed, "reproduce": cell.reproduce}
 
@@ -385,14 +391,16 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         line["seeds"] = len(row["seeds"])
         flat.append(line)
     columns = list(dict.fromkeys(k for line in flat for k in line))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(flat)
+    content = io.StringIO(newline="")
+    writer = csv.DictWriter(content, columns)
+    writer.writeheader()
+    writer.writerows(flat)
+    cache.write_whole(path, content.getvalue().encode())
 
 
 def run(config: dict[str, Any]) -> None:
     """Run what is missing of the grid; print and write the table."""
+    check(parallel.world() == 1, "compare.py starts processes of its own (jobs=N); run it without accelerate launch")
     grid = {k: config.pop(k) for k in ("agents", "seeds", "jobs", "cells", "report")}
     settings = parse(CompareSettings, grid, "compare")
     settings.cells = str(expand(settings.cells).absolute())
@@ -427,7 +435,7 @@ def run(config: dict[str, Any]) -> None:
         "cells": [{k: r[k] for k in r if k not in ("tests", "teachers", "data") and "curve" not in k} for r in results],
         "reproduce": runs.reproduce_line("agents/compare.py"),
     }
-    write_json(folder / "comparison.json", comparison)
+    cache.write_json(folder / "comparison.json", comparison)
     write_csv(folder / "comparison.csv", [row for rows in tables.values() for row in rows])
     if settings.report:
         missing = [p for p in report.PACKAGES if find_spec(p) is None]
@@ -439,7 +447,9 @@ def run(config: dict[str, Any]) -> None:
             done = {(r["agent"], r["seed"]) for r in results}
             places = {(c.entry, c.seed): Path(c.folder) for c in cells if (c.entry, c.seed) in done}
             prepared = prepare(ProcessSettings.from_config(cells[0].config))
-            print(f"report: {report.write(folder / 'report', comparison, results, places, prepared)}")
+            with cache.whole_folder(folder / "report") as place:
+                page = report.write(place, comparison, results, places, prepared)
+            print(f"report: {folder / 'report' / page.name}")
     for label, error in errors.items():
         print(f"failed: {label}: {error}")
     print(f"written to {folder}")

@@ -121,10 +121,10 @@ def surrogate(logits: Tensor, actions: Tensor, advantages: Tensor) -> Tensor:
 
 
 class Credit:
-    """Turns what a step reported into normalised advantages. `waits`: the reward is there only where it was measured."""
+    """Turns what a step reported into normalised advantages."""
 
-    def __init__(self, settings: ReinforceSettings, waits: bool) -> None:
-        self.settings, self.waits = settings, waits
+    def __init__(self, settings: ReinforceSettings) -> None:
+        self.settings = settings
         self.mean, self.spread, self.count = 0.0, 0.0, 0
 
     def __call__(self, rewards: np.ndarray, info: dict[str, Any]) -> Tensor | None:
@@ -134,7 +134,7 @@ class Credit:
             return _scaled(info["influence"])
         if kind == "influence":
             return _scaled(rewards - rewards.mean())
-        if self.waits and "gain" not in info:
+        if "measured" not in info:
             return None
         reward, decay = float(rewards.mean()), self.settings.baseline
         self.count += 1
@@ -164,7 +164,7 @@ def train(
     torch_rng = torch.Generator().manual_seed(seed)
     selector = Selector(env.single_observation_space.shape[0], process.num_teachers, settings.bias)  # type: ignore[index]
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
-    credit = Credit(settings, waits=env.core.reward.settings.name == "validation_gain")
+    credit = Credit(settings)
     pending: list[tuple[np.ndarray, np.ndarray]] = []  # states and actions that no reward has answered yet
     everyone = np.ones((env.num_envs, process.num_teachers), np.float32)
     kept: tuple[float, dict[str, Tensor], dict[str, Any], list[Tensor]] | None = None
@@ -203,7 +203,7 @@ def train(
                     f"the selector's numbers are not finite after step {steps} with agent.lr={settings.lr:g}; lower agent.lr",
                 )
                 writer.add_scalar("policy/entropy", entropy.item(), steps)
-            elif "gain" in info or not credit.waits:
+            elif "measured" in info:
                 pending.clear()  # answered, by a first reward that has nothing to be compared with
             selected.add(rows, actions)
             states, done = next_states, bool(terminated.all())

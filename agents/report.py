@@ -79,7 +79,8 @@ class Chart:
 
 def short(agent: str) -> str:
     """An entry of `agents=` as figures call it: the settings that only say how long it trains are left out."""
-    return " ".join(w.rpartition(".")[2] if i else w for i, w in enumerate(agent.split()) if "episodes=" not in w)
+    words = [w.partition("=") for w in agent.split() if "episodes=" not in w]
+    return " ".join(f"{key.rpartition('.')[2]}{sign}{value}" for key, sign, value in words)
 
 
 def is_learnt(agent: str) -> bool:

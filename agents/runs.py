@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from agents.rules import Rule, known_best, make_rule
-from distill.cache import write_json
+from distill.cache import whole_folder, write_json, write_whole
 from distill.losses import label_loss
 from distill.process import Distillation
 from distill.settings import UserError, digest
@@ -196,7 +196,7 @@ def write_run(folder: Path, config: dict[str, Any], results: dict[str, Any]) -> 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shown = {k: v for k, v in config.items() if k != "experiment"}
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shown)), encoding="utf-8")
+        write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)).encode())
         write_json(folder / "results.json", results)
     except OSError as error:
         raise UserError(
@@ -250,7 +250,8 @@ def conclude(core: Core, config: dict[str, Any], learnt: Learnt, script: str, wi
     }
     results["reproduce"] = reproduce_line(script)
     process.student.restore(student.weights)
-    process.student.save(folder / "student")
+    with whole_folder(folder / "student") as place:
+        process.student.save(place)
     write_run(folder, config, results)
     print_table(results, process, ("joint", "oracle"))
     print(f"written to {folder}")

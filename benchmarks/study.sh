@@ -24,8 +24,6 @@ for task in "$@"; do
     average="reward.center=false reward.direction_decay=0.9 reward.direction_size=128"
     agents="control,\"$own\",\"$own $average\",\"$own agent.credit=influence\",\"$own agent.credit=shared\""
     agents+=",\"ppo $one\",\"a2c $one\",\"trpo $one\",\"dqn $one\",$rules,headroom"
-    # Its teachers are at chance: a few agents say all there is to say.
-    [ "$task" = rte ] && agents="control,\"$own\",\"ppo $one\",labels,best_single,headroom"
   fi
   [ "$task" = bundled ] && seeds=10 || seeds=5
   ${PYTHON:-python} agents/compare.py "${settings[@]}" seeds="${SEEDS:-$seeds}" threads=1 jobs="${JOBS:-2}" \

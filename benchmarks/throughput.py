@@ -2,11 +2,15 @@
 
     python benchmarks/throughput.py --workload nano --threads 1
     python benchmarks/throughput.py --workload mini --threads 2
+    python benchmarks/throughput.py --workload sst2                         MiniLM teachers and student (TEACHER_SELECT_DATA)
+    python benchmarks/throughput.py --peer peers/bin/python                 with TextBrewer (benchmarks/requirements-peers.txt)
 
-Random ragged tokens, four BERT teachers with random weights, batches of 32, no dropout, AdamW, clipping at 1: `mini` (teachers of 4
-layers, 256 wide; student 2 layers, 128 wide; length 64; 512 instances) and `nano` (2 layers, 128 wide; 2 layers, 64 wide; length 32; 1024).
+`nano` and `mini`: random ragged tokens, four BERT teachers with random weights, batches of 32, no dropout, AdamW, clipping at 1, full
+precision. `mini`: teachers of 4 layers, 256 wide; student 2 layers, 128 wide; length 64; 512 instances. `nano`: 2 layers, 128 wide;
+2 layers, 64 wide; length 32; 1024 instances. `mrpc` and `sst2`: the real thing, bf16 where the processor has it.
 The floor is the bare loop: labels only, the same batches. Ways take turns, so that what else the machine does falls on all alike;
-the figure is the median over the turns, the ratio the median of each turn's own ratio to its floor.
+the figure is the median over the turns, the ratio the median of each turn's own ratio to its floor. REINFORCE's seconds are those of
+the product's own loop without its looks at dev.
 """
 
 from __future__ import annotations
@@ -14,7 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,23 +28,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from torch.utils.tensorboard import SummaryWriter
 
 import configs
-from agents.reinforce import Credit, ReinforceSettings, Selector, surrogate
+from agents.reinforce import ReinforceSettings, Selector, surrogate, train
 from distill.losses import label_loss
 from distill.process import Distillation
-from envs.rewards import RewardSettings
-from envs.teacher_select import Core
+from distill.settings import UserError
+from distill.signals import StoredSignals
+from distill.tasks import Split
+from distill.teachers import ModelTeacher
+from distill.tokens import Stream
+from envs.rewards import Reward, RewardSettings
+from envs.teacher_select import TeacherSelectVectorEnv
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {
     "all teachers, stored": 0.97,
     "reinforce, paper1": 0.92,
+    "reinforce, paper1 every 8": 0.92,
     "reinforce, gain every 4": 0.75,
     "reinforce, influence": 0.60,
 }
+REAL = {"mrpc": ["task=mrpc"], "sst2": ["task=sst2", "task.train_limit=6000"]}
 
 
 @dataclass(frozen=True)
@@ -86,126 +102,396 @@ def overrides(work: Workload, folder: Path) -> list[str]:
     return [
         "task=files", f"task.train={folder / 'train.tsv'}", f"task.test={folder / 'test.tsv'}", "task.text=[text]", "task.label=label",
         "task.reward_size=128", "task.dev_size=128", f"teachers.pool=[{pool}]", "student=tiny", f"++student.config={shape(*work.student)}",
-        f"student.max_length={work.length}", "student.lr=1e-4", "student.schedule=constant", "student.clip=1.0", "loss.temperature=4.0",
-        "loss.alpha=0.5", "budget.batch_size=32", "++budget.warm_steps=0", f"home={folder}", "encoder.dim=128", "reward.center=false",
+        f"student.max_length={work.length}", "student.lr=1e-4", "student.schedule=constant", "student.warmup=0", "student.clip=1.0", "loss.temperature=4.0",
+        "loss.alpha=0.5", "budget.batch_size=32", "++budget.warm_steps=0", f"home={folder}", "encoder.dim=128", "reward.center=false", "amp=off",
     ]  # fmt: skip
 
 
+def clock(device: torch.device, work: Callable[[], Any]) -> float:
+    """Seconds of `work`, the device's own included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def floor(process: Distillation, steps: int) -> float:
+    """Seconds of the bare loop: labels only, the batches of the run."""
+    process.begin(0)
+    tokens, stream = process.tokens("train"), process.stream
+
+    def loop() -> None:
+        for _ in range(steps):
+            rows = stream.next()
+            process.student.step(
+                tokens.batch(rows), label_loss(torch.from_numpy(process.labels[rows]).to(process.device))
+            )
+
+    return clock(process.device, loop)
+
+
 class Ways:
-    """Every way to train the student for a number of steps, from the same start on the same batches."""
+    """Every way to train the student for a number of steps, from the same start on the same batches; each returns its seconds."""
 
-    def __init__(self, settings: list[str], live: list[str], steps: int) -> None:
+    def __init__(self, settings: list[str], steps: int) -> None:
         self.steps = steps
-        made = {"stored": settings, "live": live}
-        self.cores = {name: Core(configs.compose([*o, f"budget.steps={steps}"])) for name, o in made.items()}
-        self.everyone = np.ones((32, 4), np.float32)
+        made = {
+            "stored": settings,
+            "live": [*settings, "teachers.signals=live"],
+            "bf16": [*settings, "amp=bf16"],
+            "random batches": [*settings, "budget.group_lengths=false"],
+        }
+        self.envs: dict[str, TeacherSelectVectorEnv] = {
+            name: gym.make_vec(
+                "envs:TeacherSelect-v0",
+                num_envs=32,
+                config=configs.compose(
+                    [*overrides, "++budget.warm_steps=0", f"budget.steps={steps}", "budget.evals=1"]
+                ),
+                autoreset_mode="disabled",
+            ).unwrapped  # type: ignore[misc]
+            for name, overrides in made.items()
+        }
+        self.everyone = np.ones((32, self.process("stored").num_teachers), np.float32)
 
-    def all(self) -> dict[str, Callable[[], None]]:
+    def process(self, which: str) -> Distillation:
+        """Of one variant of the settings."""
+        return self.envs[which].core.process
+
+    def all(self) -> dict[str, Callable[[], float]]:
         """By name."""
-        reward = RewardSettings
-        gain = {"name": "validation_gain", "size": 128, "credit": "shared"}
+        reward, steps = RewardSettings, self.steps
+        gain = {"size": 128, "credit": "shared"}
         return {
-            "floor": self.floor,
-            "all teachers, stored": lambda: self.fixed("stored", self.everyone),
-            "reinforce, paper1": lambda: self.reinforce(reward(name="paper1"), "shared"),
-            "reinforce, gain every 4": lambda: self.reinforce(reward(**gain, every=4), "shared"),
+            "floor": lambda: floor(self.process("stored"), steps),
+            "all teachers, stored": lambda: self.fixed("stored"),
+            "reinforce, paper1": lambda: self.reinforce(reward(name="paper1", every=1), "shared"),
+            "reinforce, paper1 every 8": lambda: self.reinforce(reward(name="paper1", every=8), "shared"),
             "reinforce, gain every 1": lambda: self.reinforce(reward(**gain, every=1), "shared"),
+            "reinforce, gain every 4": lambda: self.reinforce(reward(**gain, every=4), "shared"),
             "reinforce, influence": lambda: self.reinforce(
-                reward(size=128, every=16, credit="influence", direction_every=16), "counterfactual"
+                reward(size=128, every=16, credit="influence", direction_every=16, center=False), "counterfactual"
             ),
-            "all teachers, live": lambda: self.fixed("live", self.everyone),
-            "half the teachers, live": lambda: self.fixed("live", None),
+            "all teachers, live": lambda: self.fixed("live"),
+            "half the teachers, live": lambda: self.fixed("live", half=True),
+            "floor, bf16": lambda: floor(self.process("bf16"), steps),
+            "floor, random batches": lambda: floor(self.process("random batches"), steps),
         }
 
-    def floor(self) -> None:
-        """Labels only."""
-        process: Distillation = self.cores["stored"].process
-        process.begin(0)
-        tokens = process.tokens("train")
-        stream = process.stream
-        for _ in range(self.steps):
-            rows = stream.next()
-            process.student.step(tokens.batch(rows), label_loss(torch.from_numpy(process.labels[rows])))
-
-    def fixed(self, which: str, actions: np.ndarray | None) -> None:
-        """The same teachers for all, or a random half of them for each."""
-        process = self.cores[which].process
+    def fixed(self, which: str, half: bool = False) -> float:
+        """All teachers, or a random half of them for each instance."""
+        process = self.process(which)
         process.begin(0)
         rng = np.random.default_rng(3)
-        for _ in range(self.steps):
-            half = (rng.random((32, 4)).argsort(1) < 2).astype(np.float32)
-            process.step(half if actions is None else actions)
 
-    def reinforce(self, reward: RewardSettings, kind: str) -> None:
-        """The paper's selector on the environment's core: states, choices, rewards, an update a step."""
-        core = self.cores["stored"]
-        core.reward.settings = reward  # the reward split has the 128 instances that all of them measure
-        settings = ReinforceSettings(credit=kind, lr=0.01)
-        credit = Credit(settings, waits=reward.name == "validation_gain")
-        selector = Selector(core.observe.space.shape[0], 4, 1.0)
-        optimizer = torch.optim.Adam(selector.parameters(), lr=0.01)
-        generator = torch.Generator().manual_seed(0)
-        core.begin(0)
-        pending: list[tuple[np.ndarray, np.ndarray]] = []
-        states = core.observe()
-        for _ in range(self.steps):
-            actions = selector.sample(states, generator)
-            next_states, rewards, _, info = core.step(actions)
-            pending.append((states, actions))
-            advantages = credit(rewards, info)
-            if advantages is not None:
-                logits = selector(torch.from_numpy(np.concatenate([s for s, _ in pending])))
-                optimizer.zero_grad()
-                (-surrogate(logits, torch.from_numpy(np.concatenate([a for _, a in pending])), advantages)).backward()
-                optimizer.step()
-            if advantages is not None or "gain" in info or not credit.waits:
-                pending.clear()
-            states = next_states
+        def loop() -> None:
+            for _ in range(self.steps):
+                some = (rng.random(self.everyone.shape).argsort(1) < 2).astype(np.float32)
+                process.step(some if half else self.everyone)
+
+        return clock(process.device, loop)
+
+    def reinforce(self, reward: RewardSettings, kind: str) -> float:
+        """The product's joint training, one episode."""
+        env = self.envs["stored"]
+        env.core.reward.settings = reward  # its reward split has the 128 instances that all of them measure
+        settings = ReinforceSettings(credit=kind, lr=0.01, episodes=1)
+        with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
+            return train(env, settings, 0, writer)[1].seconds
+
+
+# --- where the time goes ----------------------------------------------------------------------------------------------
+
+GROUPS = {
+    "attention": "scaled_dot",
+    "matrix products": "mm",
+    "gelu": "gelu",
+    "layer norm": "layer_norm",
+    "optimiser": "adam",
+}
+
+
+def parts(ways: Ways, turns: int = 30) -> dict[str, float]:
+    """Milliseconds, medians: one student step and what a selector adds to some of them."""
+    env = ways.envs["stored"]
+    core, process = env.core, ways.process("stored")
+    reward = core.reward = Reward(RewardSettings(size=128, credit="influence", center=False), process)
+    core.begin(0)
+    core.step(ways.everyone)  # AdamW knows no scale before its first step
+    states, now = core.observe(), process.current
+    assert now is not None
+    selector, student = Selector(states.shape[1], ways.everyone.shape[1], 1.0), process.student
+    optimizer, credit = torch.optim.Adam(selector.parameters()), torch.randn(ways.everyone.shape)
+    direction = student.precondition(reward._gradient())
+
+    def state() -> None:
+        process.current = process.load(now.rows)
+        core.observe()
+
+    def update() -> None:
+        optimizer.zero_grad()
+        surrogate(selector(torch.from_numpy(states)), torch.from_numpy(ways.everyone), credit).backward()
+        optimizer.step()
+
+    def forward() -> None:
+        with torch.inference_mode():
+            student.forward(now.inputs)
+
+    work: dict[str, Callable[[], Any]] = {
+        "a student step (32 rows)": lambda: process.step(ways.everyone),
+        "a forward of the batch, as paper1 needs": forward,
+        "V on 128 instances": reward.measure,
+        "a reward gradient on 64": reward._gradient,
+        "a step along it, for influence": lambda: student.probe(now.inputs, direction),
+        "the states of a batch": state,
+        "an update of the selector": update,
+    }
+    out = {}
+    for name, piece in work.items():
+        times = [clock(process.device, piece) for _ in range(turns)]
+        out[name] = 1e3 * statistics.median(times[turns // 5 :])
+    return out
+
+
+def shares(ways: Ways) -> dict[str, float]:
+    """Share of the floor's processor time by kind of operation, by torch.profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        floor(ways.process("stored"), 16)
+    spent = {e.key: e.self_cpu_time_total for e in seen.key_averages()}
+    out = dict.fromkeys(GROUPS, 0.0)
+    for name, micros in spent.items():
+        group = next((g for g, word in GROUPS.items() if word in name.lower()), None)
+        if group:
+            out[group] += micros / sum(spent.values())
+    return {**out, "everything else": 1 - sum(out.values())}
+
+
+# --- other tools ------------------------------------------------------------------------------------------------------
+
+
+class Averaged:
+    """Signals whose teachers all give their mean logits: what TextBrewer averages, where we average probabilities."""
+
+    selective = False
+
+    def __init__(self, inner: StoredSignals) -> None:
+        self.inner, self.names, self.width = inner, inner.names, inner.width
+
+    def logits(self, rows: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+        """Float32 `[B,K,C]`, the same for every k."""
+        logits = self.inner.logits(rows)
+        return np.broadcast_to(logits.mean(1, keepdims=True), logits.shape).copy()
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """As they are."""
+        return self.inner.vectors(rows)
+
+
+def textbrewer(python: str, ways: Ways, turns: int, threads: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """TextBrewer on our batches, by mode: its seconds, how far its student ends from ours, and dev losses."""
+    process = ways.process("stored")
+    settings, tokens = process.settings, process.tokens("train")
+    whole = tokens.batch(np.arange(len(tokens)))
+    stream = Stream(tokens.lengths, 32, 0, settings.budget.group_lengths)
+    process.student.restore(process.warm)
+    process.student.save(folder / "student")
+    np.savez(
+        folder / "work.npz",
+        **{k: v.numpy() for k, v in whole.items()},
+        labels=process.labels,
+        lengths=tokens.lengths,
+        logits=process.signals.logits(np.arange(len(tokens))),
+        order=np.stack([stream.next() for _ in range(ways.steps)]),
+    )
+    facts = {
+        "teachers": [str(t.folder) for t in process.prepared.teachers if isinstance(t, ModelTeacher)],
+        "student": str(folder / "student"),
+        "batch": 32,
+        "epochs": ways.steps * 32 // len(tokens),
+        "temperature": settings.loss.temperature,
+        "alpha": settings.loss.alpha,
+        "lr": settings.student.lr,
+        "weight_decay": settings.student.weight_decay,
+        "clip": settings.student.clip,
+    }
+    (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    ours = process.signals
+    process.signals = Averaged(ours)  # type: ignore[arg-type]
+    ways.fixed("stored")
+    process.signals = ours  # type: ignore[assignment]
+    same, own_loss = process.student.weights(), process.evaluate("dev")["loss"]
+    out: dict[str, dict[str, Any]] = {}
+    for mode in ("fed", "live", "own"):
+        command = [python, str(ROOT / "benchmarks/peer_textbrewer.py"), str(folder), mode, str(turns), str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"--peer {python}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        told = json.loads(done.stdout.strip().splitlines()[-1])
+        saved = load_file(folder / f"{mode}.safetensors")
+        theirs = [saved[name] for name in process.student.named]
+        process.student.restore(theirs)
+        out[f"TextBrewer {told['version']}, {mode}"] = {
+            "seconds": told["seconds"],
+            "dev_loss": process.evaluate("dev")["loss"],
+            "our_dev_loss": own_loss,
+            "distance": max(float((a - b).abs().max()) for a, b in zip(theirs, same, strict=True)),
+        }
+    return out
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+def signal_speed(ways: Ways, turns: int, folder: Path, instances: int = 4096) -> dict[str, list[float]]:
+    """Seconds to store all teachers' signals of a split anew, and of their bare forwards over it sorted by length."""
+    process = ways.process("stored")
+    train_split = process.train_split
+    repeats = -(-instances // len(train_split))
+    ids = np.array([f"{i}-{r}" for r in range(repeats) for i in train_split.ids])
+    split = Split(train_split.role, ids, list(train_split.texts) * repeats, np.tile(train_split.labels, repeats))
+    split = split.take(np.arange(instances))
+    sources = process.prepared.teachers
+    seconds: dict[str, list[float]] = {"signals, bare forwards": [], "signals, stored": []}
+    for turn in range(turns + 1):
+        spent = 0.0
+        for source in sources:
+            assert isinstance(source, ModelTeacher)
+            model, tokens = source._load(), source._tokens(split)
+            started = time.perf_counter()
+            with torch.inference_mode():
+                for rows in tokens.by_length(256):
+                    model.forward(tokens.batch(rows))
+            spent += time.perf_counter() - started
+            source.release()
+        started = time.perf_counter()
+        StoredSignals(split, sources, process.prepared.encoder, folder / f"signals{turn}")
+        if turn:
+            seconds["signals, bare forwards"].append(spent)
+            seconds["signals, stored"].append(time.perf_counter() - started)
+    return seconds
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Every way's ratio to its floor, by workload; targets as ticks."""
+    from matplotlib.figure import Figure
+
+    runs = list(results.values())
+    names = [r["way"] for r in runs[0]["rows"] if not r["way"].startswith(("floor", "signals", "TextBrewer"))]
+    figure = Figure(figsize=(7.2, 0.55 * len(names) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(runs)
+    for i, run in enumerate(runs):
+        ratio = {r["way"]: r["ratio"] for r in run["rows"]}
+        places = [-j - i * height for j in range(len(names))]
+        label = f"{run['workload']}, {run['threads']} thread(s)"
+        axes.barh(places, [ratio.get(n, 0.0) for n in names], height, label=label)
+    for j, name in enumerate(names):
+        if name in TARGETS:
+            axes.plot([TARGETS[name]] * 2, [-j + 0.45, -j - 0.75], color="black", lw=1.2)
+    axes.set_yticks([-j - 0.4 + height / 2 for j in range(len(names))], names)
+    axes.axvline(1, color="grey", lw=0.8)
+    axes.set_xlabel("speed, as a ratio to the bare student loop (ticks: targets)")
+    axes.legend(fontsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     """Measure; print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=WORKLOADS, default="nano")
+    parser.add_argument("--workload", choices=[*WORKLOADS, *REAL], default="nano")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="student steps a turn; two epochs, if not given")
+    parser.add_argument(
+        "--steps", type=int, help="student steps a turn; two epochs, or 30 of a real task, if not given"
+    )
+    parser.add_argument("--peer", help="a Python that has TextBrewer; for the synthetic workloads")
+    parser.add_argument(
+        "--signals", type=int, default=4096, help="instances behind the speed of storing signals; 0: none"
+    )
+    parser.add_argument("--figure", type=Path, help="draw all results of --out there as PNG, and measure nothing")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/throughput.json")
     args = parser.parse_args()
+    if args.figure:
+        draw(json.loads(args.out.read_text(encoding="utf-8")), args.figure)
+        return
     torch.set_num_threads(args.threads)
-    work = WORKLOADS[args.workload]
-    steps = args.steps or 2 * work.instances // 32
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_data(work, folder)
-        settings = [*overrides(work, folder), f"threads={args.threads}"]
-        ways = Ways(settings, [*settings, "teachers.signals=live"], steps).all()
-        times: dict[str, list[float]] = {name: [] for name in ways}
+        if args.workload in REAL:
+            settings = [*REAL[args.workload], "teachers=minilm", "student=minilm2"]
+            steps = args.steps or 30
+        else:
+            work = WORKLOADS[args.workload]
+            write_data(work, folder)
+            settings, steps = overrides(work, folder), args.steps or 2 * work.instances // 32
+        ways = Ways([*settings, f"threads={args.threads}"], steps)
+        everything = ways.all()
+        times: dict[str, list[float]] = {name: [] for name in everything}
         for turn in range(args.turns + 1):  # the first warms up
-            for name, way in ways.items():
-                started = time.perf_counter()
-                way()
+            for name, way in everything.items():
+                seconds = way()
                 if turn:
-                    times[name].append(time.perf_counter() - started)
-    rows = []
+                    times[name].append(seconds)
+        rows = [
+            {
+                "way": name,
+                "examples_per_s": 32 * steps / statistics.median(spent),
+                "ratio": statistics.median(f / s for f, s in zip(times["floor"], spent, strict=True)),
+                "target": TARGETS.get(name),
+                "seconds": spent,
+            }
+            for name, spent in times.items()
+        ]
+        if args.peer and args.workload not in REAL:
+            floor = rows[0]["examples_per_s"]
+            for name, told in textbrewer(args.peer, ways, args.turns, args.threads, folder).items():
+                speed = 32 * steps / statistics.median(told["seconds"])
+                rows.append({"way": name, "examples_per_s": speed, "ratio": speed / floor, "target": None, **told})
+        profile = {"parts_ms": parts(ways), "shares": shares(ways)}
+        if args.signals:
+            spent = signal_speed(ways, min(3, args.turns), folder, args.signals)
+            bare, stored = spent["signals, bare forwards"], spent["signals, stored"]
+            ratio = statistics.median(b / s for b, s in zip(bare, stored, strict=True))
+            speed = args.signals / statistics.median(stored)
+            rows.append(
+                {"way": "signals stored, to bare forwards", "examples_per_s": speed, "ratio": ratio, "target": 0.9}
+            )
     print(f"{args.workload}, {args.threads} thread(s), {steps} steps of 32, {args.turns} turns")
-    print(f"{'way':26s} {'examples/s':>11s} {'to the floor':>13s} {'target':>7s}")
-    for name, spent in times.items():
-        speed = 32 * steps / statistics.median(spent)
-        ratio = statistics.median(f / s for f, s in zip(times["floor"], spent, strict=True))
-        rows.append({"way": name, "examples_per_s": speed, "ratio": ratio, "seconds": spent})
-        print(f"{name:26s} {speed:11.0f} {ratio:13.2f} {TARGETS.get(name, ''):>7}")
+    print(f"{'way':34s} {'examples/s':>11s} {'to the floor':>13s} {'target':>7s}")
+    for row in rows:
+        print(f"{row['way']:34s} {row['examples_per_s']:11.0f} {row['ratio']:13.2f} {row['target'] or '':>7}")
+        if "distance" in row:
+            print(
+                f"{'':8s}dev loss {row['dev_loss']:.5f}, ours {row['our_dev_loss']:.5f}; weights apart {row['distance']:.1e}"
+            )
     known: dict[str, Any] = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+    words = ["python benchmarks/throughput.py", "--workload", args.workload, "--threads", str(args.threads)]
     known[f"{args.workload}, {args.threads}"] = {
         "workload": args.workload,
         "threads": args.threads,
         "steps": steps,
         "turns": args.turns,
+        "amp": str(ways.process("stored").prepared.amp or "off").removeprefix("torch."),
         "torch": torch.__version__,
+        "python": platform.python_version(),
         "load": os.getloadavg()[0],
         "rows": rows,
-        "reproduce": f"python benchmarks/throughput.py --workload {args.workload} --threads {args.threads}",
+        **profile,
+        "reproduce": " ".join([*words, *(["--peer PYTHON"] if args.peer else [])]),
     }
+    for name, spent_ms in profile["parts_ms"].items():
+        print(f"{spent_ms:10.2f} ms  {name}")
+    print("the floor by kind of operation: " + ", ".join(f"{k} {v:.0%}" for k, v in profile["shares"].items()))
     args.out.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import io
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distill import parallel
+from distill.cache import writing
 from distill.settings import UserError, plain_name
 
 
@@ -69,6 +75,11 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
     """
     given = [a.partition("=")[0] for a in sys.argv[1:]]
     sys.argv[1:1] = [d for d in defaults if d.partition("=")[0] not in given]
+    if not parallel.is_first():  # it takes part in the work, and leaves nothing behind
+        aside = ExitStack()
+        atexit.register(aside.close)
+        sys.argv.append(f"hydra.run.dir={aside.enter_context(tempfile.TemporaryDirectory())}")
+        aside.enter_context(redirect_stdout(io.StringIO()))
     arguments = sys.argv[1:]
     made: list[Path] = []  # folders of the run that did not exist before it
     found: list[Path] = []  # its own, where it did
@@ -78,7 +89,8 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
     def guarded(cfg: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            run(OmegaConf.to_container(cfg, resolve=True))
+            with writing(folder, "set hydra.run.dir to a writable folder"), _errors_of_threads():
+                run(OmegaConf.to_container(cfg, resolve=True))
         except UserError as error:
             _remove_empty([] if folder in found else [folder, *made])
             _fail(error)
@@ -96,6 +108,27 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
         except UserError as error:
             _fail(error)
     main(version_base="1.3", config_path="pkg://configs", config_name=config)(guarded)()
+
+
+@contextmanager
+def _errors_of_threads() -> Iterator[None]:
+    """What the system refused to a thread (TensorBoard writes in one) is raised here at the end instead of printed there."""
+    refused: list[OSError] = []
+    before = threading.excepthook
+
+    def keep(args: threading.ExceptHookArgs) -> None:
+        if isinstance(args.exc_value, OSError):
+            refused.append(args.exc_value)
+        else:
+            before(args)
+
+    threading.excepthook = keep
+    try:
+        yield
+        if refused:
+            raise refused[0]
+    finally:
+        threading.excepthook = before
 
 
 def _fail(error: UserError) -> None:

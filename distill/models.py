@@ -24,6 +24,7 @@ from transformers import (
     BertForSequenceClassification,
 )
 
+from . import parallel
 from .settings import StudentSettings, UserError, check, expand, one_of
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,9 @@ def isolated_rng(seed: int) -> Iterator[None]:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes CUDA when there is one. Raises `UserError` for a device that is not there."""
+    """`auto` takes CUDA when there is one, each of several processes its own. Raises `UserError` for a device that is not there."""
+    if parallel.world() > 1 and name in ("auto", "cuda"):
+        return parallel.device()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
 import re
 import shutil
 import zlib
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import cache
+from . import cache, parallel
 from .models import check_length, check_tokens, load_config, load_encoder, load_tokenizer, resolve, takes_token_types
 from .settings import EncoderSettings, UserError, check, digest
 from .tasks import Split
@@ -127,9 +126,11 @@ class StoredArray:
 
     def __init__(self, folder: Path, count: int, width: int) -> None:
         self.folder, self.shape = folder, (count, width)
-        # no header: nothing in the file is outside the checksums
-        self._values: np.memmap[Any, Any] = np.memmap(folder / "values.f32", "<f4", "r", shape=self.shape)
-        self._sums: np.ndarray = np.load(folder / "sums.npy", allow_pickle=False)
+        try:  # no header: nothing in the file is outside the checksums
+            self._values: np.memmap[Any, Any] = np.memmap(folder / "values.f32", "<f4", "r", shape=self.shape)
+            self._sums: np.ndarray = np.load(folder / "sums.npy", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cache entry {folder}: cannot be read ({error}){cache.way_out(folder)}") from None
         self._known = np.zeros(len(self._sums), bool)
         self._mapped = 0
 
@@ -174,19 +175,20 @@ def stored(source: Source, split: Split, home: Path) -> StoredArray:
     shards = folder.with_name(f".{folder.name}.shards")
 
     def build(temporary: Path) -> dict[str, Any]:
-        values = np.memmap(temporary / "values.f32", "<f4", "w+", shape=(len(split), source.width))
+        path = temporary / "values.f32"
         starts = range(0, len(split), SHARD)
         whole = len(split) <= SHARD
-        for start in tqdm(starts, desc=f"storing {source.name}", unit="shard", disable=True if whole else None):
-            rows = np.arange(start, min(start + SHARD, len(split)))
-            part = split if whole else split.take(rows)
-            values[rows] = (
-                checked(source.compute(part), len(part), source) if whole else _shard(source, part, shards, start)
-            )
-        values.flush()
-        sums = [_sum_of(values[i : i + BLOCK]) for i in range(0, len(split), BLOCK)]
-        np.save(temporary / "sums.npy", np.array(sums, np.uint32), allow_pickle=False)
-        np.save(temporary / "ids.npy", split.ids.astype(np.str_), allow_pickle=False)
+        with open(path, "wb") as file:  # not a map: writing to one on a full disk ends the process (SIGBUS)
+            for start in tqdm(starts, desc=f"storing {source.name}", unit="shard", disable=True if whole else None):
+                part = split if whole else split.take(np.arange(start, min(start + SHARD, len(split))))
+                values = (
+                    checked(source.compute(part), len(part), source) if whole else _shard(source, part, shards, start)
+                )
+                file.write(values.astype("<f4").tobytes())
+        stored_values = np.memmap(path, "<f4", "r", shape=(len(split), source.width))
+        sums = [_sum_of(stored_values[i : i + BLOCK]) for i in range(0, len(split), BLOCK)]
+        (temporary / "sums.npy").write_bytes(cache.npy(np.array(sums, np.uint32)))
+        (temporary / "ids.npy").write_bytes(cache.npy(split.ids.astype(np.str_)))
         source.release()  # a pool need not lie in memory whole
         return {"width": source.width}
 
@@ -197,21 +199,14 @@ def stored(source: Source, split: Split, home: Path) -> StoredArray:
 
 def _shard(source: Source, part: Split, folder: Path, start: int) -> np.ndarray:
     """One shard's values, from a build that was killed or computed now; a file carries its checksum in its name."""
-    for path in folder.glob(f"{start}-*.npy"):
-        try:
-            values: np.ndarray = np.load(path, allow_pickle=False)
-        except (OSError, ValueError):
-            continue
-        if path.stem == f"{start}-{_sum_of(values)}" and values.shape == (len(part), source.width):
-            return values
-    values = checked(source.compute(part), len(part), source)
-    folder.mkdir(exist_ok=True)
-    temporary = folder / f".{start}.tmp"
-    with open(temporary, "wb") as file:
-        np.save(file, values, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / f"{start}-{_sum_of(values)}.npy")
+    for path in folder.glob(f"{start}-*.f32"):
+        data = path.read_bytes()
+        if path.stem == f"{start}-{zlib.crc32(data)}" and len(data) == 4 * len(part) * source.width:
+            return np.frombuffer(data, "<f4").reshape(len(part), source.width)
+    values = checked(source.compute(part), len(part), source).astype("<f4", copy=False)
+    if parallel.is_first():
+        folder.mkdir(exist_ok=True)
+        cache.write_whole(folder / f"{start}-{_sum_of(values)}.f32", values.tobytes())
     return values
 
 

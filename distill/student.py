@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from . import parallel
 from .models import check_tokens, takes_token_types
 from .settings import NotFinite, StudentSettings
 from .tokens import Batch, TokenizedSplit, run_over
@@ -94,7 +95,7 @@ class Student:
         return torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
 
     def step(self, batch: Batch, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """One optimiser step on the mean of `loss(logits)` `[B]`.
+        """One optimiser step on the mean of `loss(logits)` `[B]`; several processes take a part of the rows each.
 
         Returns:
             The logits `[B,C]` before the step and the per-instance losses `[B]`, both detached and still on the device.
@@ -104,10 +105,19 @@ class Student:
         """
         if self.random:
             self.model.train()
-        logits = self.forward(batch)
-        losses = loss(logits)
-        mean = losses.mean()
-        mean.backward()
+        if parallel.world() == 1:
+            logits = self.forward(batch)
+            losses = loss(logits)
+            mean = losses.mean()
+            mean.backward()
+        else:
+            count = len(batch["input_ids"])
+            mine = parallel.share(count)
+            logits = parallel.join(self.forward({k: v[mine] for k, v in batch.items()}), count)
+            losses = loss(logits)
+            mean = losses.mean()
+            (losses[mine].sum() / count).backward()
+            parallel.sum_gradients(self.params)
         if self.random:
             self.model.eval()
         self.apply_gradients()
@@ -213,10 +223,10 @@ class Student:
         The step computes them anyway, so a forward difference costs one forward more and not two; where the step's are
         noisy or rounded (dropout, autocast) clean ones are computed here.
         """
-        base = {n: p.detach() for n, p in self.named.items()}
         if method == "auto":
             method = "finite" if self.amp is None else "exact"
         if method == "exact":
+            base = {n: p.detach() for n, p in self.named.items()}
 
             def run(params: Direction) -> Tensor:
                 return functional_call(self.model, params, kwargs=batch).logits.float()
@@ -226,18 +236,24 @@ class Student:
                 tangent: Tensor = torch.func.jvp(run, (base,), (direction,))[1]
             return lambda logits: tangent
         with torch.no_grad():
-            norm = torch.stack(torch._foreach_norm(list(direction.values()))).norm()
-            eps = reach / norm.clamp_min(1e-12)
-            ahead = self._shifted(base, direction, eps, batch)
+            along = list(direction.values())
+            eps = reach / torch.stack(torch._foreach_norm(along)).norm().clamp_min(1e-12)
+            ahead = self._shifted(along, eps, batch)
             if method == "central":
-                both = (ahead - self._shifted(base, direction, -eps, batch)) / (2 * eps)
+                both = (ahead - self._shifted(along, -eps, batch)) / (2 * eps)
                 return lambda logits: both
             clean = self.model(**batch).logits if self.random or self.amp is not None else None
         return lambda logits: (ahead - (logits if clean is None else clean)) / eps
 
-    def _shifted(self, base: Direction, direction: Direction, eps: Tensor, batch: Batch) -> Tensor:
-        moved = torch._foreach_add(list(base.values()), torch._foreach_mul(list(direction.values()), eps))
-        logits: Tensor = functional_call(self.model, dict(zip(base, moved, strict=True)), kwargs=batch).logits
+    def _shifted(self, along: list[Tensor], eps: Tensor, batch: Batch) -> Tensor:
+        """Logits at weights + eps * along, in full precision; the weights are back, to the bit, afterwards."""
+        # Moving them in place costs two copies; functional_call would walk over every module of the model.
+        here = self.weights()
+        torch._foreach_add_(self.params, torch._foreach_mul(along, eps))
+        try:
+            logits: Tensor = self.model(**batch).logits
+        finally:
+            torch._foreach_copy_(self.params, here)
         return logits
 
     # --- weights ----------------------------------------------------------------------------------------------------

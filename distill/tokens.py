@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from . import parallel
+
 Batch = dict[str, Tensor]
 
 
@@ -145,19 +147,27 @@ class Stream:
 def run_over(
     tokens: TokenizedSplit, forward: Callable[[Batch], Tensor], batch_size: int = 256, progress: str | None = None
 ) -> Tensor:
-    """`forward` over a whole split in batches of like length; results `[N,...]` in the split's order, on the host."""
+    """`forward` over a whole split in batches of like length; results `[N,...]` in the split's order, on the host.
+
+    Several processes take turns at the batches, which stay what they are: the results are the same to the bit.
+    """
     out: Tensor | None = None
+    world, rank = parallel.world(), parallel.rank()
     with (
         torch.inference_mode(),
         tqdm(total=len(tokens), desc=progress, unit="ex", disable=None if progress else True, leave=False) as bar,
     ):
-        for rows in reversed(tokens.by_length(batch_size)):  # the longest first: a batch too large fails at once
-            result = forward(tokens.batch(rows)).float()
-            if out is None:
-                out = torch.empty(len(tokens), *result.shape[1:], device=result.device)
-            out[torch.from_numpy(rows).to(result.device)] = result
+        # The longest first: a batch too large fails at once.
+        for turn, rows in enumerate(reversed(tokens.by_length(batch_size))):
+            if turn == 0 or turn % world == rank:
+                result = forward(tokens.batch(rows)).float()
+                if out is None:  # whoever has no turn learns the shape of a result from the first one
+                    out = torch.zeros(len(tokens), *result.shape[1:], device=result.device)
+                if turn % world == rank:
+                    out[torch.from_numpy(rows).to(result.device)] = result
             bar.update(len(rows))
-    assert out is not None
+        assert out is not None
+        out = parallel.total(out)
     return out.cpu().clone()
 
 

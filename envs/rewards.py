@@ -34,7 +34,7 @@ class RewardSettings:
 
     name: str = "validation_gain"
     metric: str = "loss"  # V: minus mean cross-entropy (nats), or accuracy
-    every: int = 8  # student steps between two measurements; the gain arrives with the measurement
+    every: int = 8  # student steps between two measurements; `reward=paper1` and the like say 1
     size: int | None = 512  # reward instances that are measured (fixed, stratified); none: all
     credit: str = "shared"  # shared, or influence: per row, first order
     direction_size: int = 64  # reward instances behind the gradient v of influence credit, drawn anew each time
@@ -120,7 +120,8 @@ class Reward:
         size = min(settings.size or len(split), len(split))
         self.rows = stratified(split.labels, size, np.random.default_rng(0))
         self.labels = split.labels
-        self.batches = self._prepare(256)
+        # One large batch keeps an accelerator busy; a processor would only pad it.
+        self.batches = self._prepare(64 if process.device.type == "cpu" else 256)
         self.value, self.steps = 0.0, 0
         self._warm_value: float | None = None  # every restart begins at the same student: measured once
         self.rng = np.random.default_rng(0)
@@ -149,6 +150,7 @@ class Reward:
         self.rng = np.random.default_rng((seed, 1))
         self.steps, self.direction, self.total, self.weight = 0, None, {}, 0.0
         if self.settings.name != "validation_gain":
+            self.value = 0.0
             return
         if not restart:
             self.value = self.measure()
@@ -254,10 +256,15 @@ class Reward:
         self.steps += 1
         size = len(batch.rows)
         info: dict[str, np.ndarray] = {}
+        due = self.steps % s.every == 0 or self.process.done
+        if due:
+            info["measured"] = np.ones(size, bool)
         if s.name != "validation_gain":
-            return np.full(size, self._paper(batch, actions)), info
+            if due:
+                self.value = self._paper(batch, actions)
+            return np.full(size, self.value), info
         gain = 0.0
-        if self.steps % s.every == 0 or self.process.done:
+        if due:
             value = self.measure()
             gain, self.value = value - self.value, value
             info["gain"], info["value"] = np.full(size, gain), np.full(size, value)

@@ -22,6 +22,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 import configs
+from distill import parallel
 from distill.process import Distillation
 from distill.settings import NotFinite, ProcessSettings, check, digest, one_of, parse
 
@@ -65,6 +66,7 @@ class Core:
 
     def begin(self, seed: int, restart: bool = True) -> np.ndarray:
         """Start an episode; returns the states `[B, size]` of its first batch. A student that failed is never continued."""
+        seed = int(parallel.from_first(np.array([seed]))[0])
         with training_mode():
             if self.log.actions:
                 self._ended = self.log
@@ -82,6 +84,7 @@ class Core:
         process = self.process
         with training_mode():
             check_ready(process.current is not None and not process.done and self.failure is None)
+            actions = parallel.from_first(actions)  # one policy acts, however many processes share the step
             try:
                 rewards, info = self._learn(actions)
             except NotFinite as error:
@@ -356,8 +359,8 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
         state = self._states[0].copy()
         if done:
             self._states = None
-        scalars = ("gain", "value", "failure")
-        shown = {"row_rewards": rewards, **{k: v[0].item() if k in scalars else v for k, v in info.items()}}
+        scalars = {k: v[0].item() for k, v in info.items() if k in ("gain", "value", "measured", "failure")}
+        shown = {"row_rewards": rewards, **info, **scalars}
         return state, float(rewards.mean()), done, False, {**self._info(), **shown}
 
     def render(self) -> Any:

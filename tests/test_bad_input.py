@@ -7,7 +7,6 @@ What looks bad and is fine (one teacher, a text of a megabyte, labels in another
 from __future__ import annotations
 
 import csv
-import csv
 import json
 import shutil
 import sys

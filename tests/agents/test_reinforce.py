@@ -171,8 +171,8 @@ def test_samples_follow_the_policy_and_their_generator(tiny):
 # --- credit -----------------------------------------------------------------------------------------------------------
 
 
-def credit(kind: str, waits: bool = True, **more: Any) -> Credit:
-    return Credit(ReinforceSettings(credit=kind, **more), waits)
+def credit(kind: str, **more: Any) -> Credit:
+    return Credit(ReinforceSettings(credit=kind, **more))
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
@@ -215,7 +215,7 @@ def test_shared_credit_compares_with_a_running_mean():
     runs = {}
     for scale in (1.0, 1e4):
         one = credit("shared")
-        first, *runs[scale] = [one(np.full(8, scale * g), {"gain": g}) for g in gains]
+        first, *runs[scale] = [one(np.full(8, scale * g), {"measured": True}) for g in gains]
         assert first is None, "nothing to compare with yet"
         assert all(a is not None and a.shape == (1,) for a in runs[scale])
     small, large = (np.array([float(a[0]) for a in run]) for run in runs.values())
@@ -236,7 +236,7 @@ def test_shared_credit_compares_with_a_running_mean():
 
 def test_shared_credit_waits_for_a_measurement():
     one = credit("shared")
-    measured = {"gain": np.zeros(8), "value": np.zeros(8)}
+    measured = {"measured": np.ones(8, bool)}
     assert one(np.zeros(8), {}) is None
     assert (one.mean, one.spread, one.count) == (0.0, 0.0, 0)
     assert one(np.full(8, 0.5), measured) is None
@@ -248,14 +248,6 @@ def test_shared_credit_waits_for_a_measurement():
     assert better.tolist() == pytest.approx([1.0], rel=1e-6)  # its distance is all that is known of the spread
 
 
-def test_the_papers_rewards_come_at_every_step():
-    one = credit("shared", waits=False)
-    assert one(np.full(8, -0.7), {}) is None
-    worse = one(np.full(8, -0.8), {})
-    assert worse is not None
-    assert worse.tolist() == pytest.approx([-1.0], rel=1e-6)
-
-
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +256,7 @@ def test_the_selector_learns_the_best_teacher_of_a_context(kind):
     """Contexts are one-hot with noise; teacher `c` is right in context `c`, every other one does harm."""
     settings = ReinforceSettings(credit=kind, lr=0.03)
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    selector, to_advantage = Selector(K, K, settings.bias), Credit(settings, waits=False)
+    selector, to_advantage = Selector(K, K, settings.bias), Credit(settings)
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
 
     def draw(count: int) -> tuple[np.ndarray, np.ndarray]:

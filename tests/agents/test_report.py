@@ -110,6 +110,7 @@ def test_explorer_holds_what_was_said_and_done(measured, prepared):
         ("single:film", False, "single:film"),
         ("headroom reward.center=false", False, "headroom center=false"),
         ("ppo", True, "ppo"),
+        ("reinforce agent.lr=0.01 reward.direction_decay=0.9", True, "reinforce lr=0.01 direction_decay=0.9"),
     ],
 )
 def test_names_of_agents(entry, learnt, name):

@@ -183,7 +183,7 @@ def test_a_killed_build_does_not_redo_what_was_done(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         stored(Counted(lives=4), split, tmp_path)
     shards = next(tmp_path.rglob("*.shards"))
-    kept = sorted(shards.glob("*.npy"))
+    kept = sorted(shards.glob("*.f32"))
     assert len(kept) == 4
     kept[1].write_bytes(kept[1].read_bytes()[:-3] + b"abc")  # damaged since: made again
     kept[2].write_bytes(b"no array")

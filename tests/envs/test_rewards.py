@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import functional_call, jvp
 
 from agents.rules import Oracle
+from configs import compose
 from distill import bundled
 from distill.losses import distillation_loss, soft_labels
 from distill.settings import CorpusSettings, LossSettings, UserError
@@ -241,9 +242,18 @@ def test_paper_rewards_by_hand(name, expected):
     assert reward._paper(batch, np.array([[1, 1], [0, 1], [0, 0]])) == pytest.approx(expected, abs=1e-6)
 
 
+def test_paper_rewards_are_paid_again_until_the_next_measurement(make):
+    assert all(compose([f"reward=paper{i}"])["reward"]["every"] == 1 for i in (1, 2, 3))
+    each, infos = play(make("reward=paper1", "reward.every=1"))
+    assert all(info["measured"].all() for info in infos)
+    third, infos = play(make("reward=paper1", "reward.every=4"))
+    np.testing.assert_array_equal(third, [each[0] * 0] * 3 + [each[3]] * 2 + [each[5]])
+    assert ["measured" in info for info in infos] == [False, False, False, True, False, True]
+
+
 @pytest.mark.parametrize("name", ["paper1", "paper2", "paper3"])
 def test_paper_rewards_look_at_the_student_after_the_step(make, name):
-    core = make(f"reward={name}", "loss.temperature=3", "reward.accuracy_weight=0.4")
+    core = make(f"reward={name}", "reward.every=1", "loss.temperature=3", "reward.accuracy_weight=0.4")
     core.begin(0)
     rng = np.random.default_rng(0)
     for _ in range(3):
@@ -269,7 +279,7 @@ def test_paper_rewards_look_at_the_student_after_the_step(make, name):
             accuracy = (logits.argmax(1) == core.reward.labels[core.reward.rows]).mean()
             expected = 0.6 * expected + 0.4 * accuracy
         np.testing.assert_allclose(rewards, expected, atol=2e-6)
-        assert not info
+        assert set(info) == {"measured"}
 
 
 # --- influence: the formula -------------------------------------------------------------------------------------------
