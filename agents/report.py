@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,10 @@ import torch
 
 from agents import stats
 from agents.rules import RULES
+from distill.cache import way_out
 from distill.losses import soft_labels
 from distill.process import Prepared
+from distill.settings import UserError
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
@@ -477,8 +480,13 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     loaded: dict[str, dict[int, dict[str, np.ndarray]]] = {}
     for (agent, seed), place in cells.items():
-        with np.load(place / "choices.npz", allow_pickle=False) as file:
-            loaded.setdefault(agent, {})[seed] = {k: file[k] for k in file.files}
+        try:
+            with np.load(place / "choices.npz", allow_pickle=False) as file:
+                loaded.setdefault(agent, {})[seed] = {k: file[k] for k in file.files}
+        except (OSError, ValueError, AttributeError, BadZipFile) as error:
+            raise UserError(
+                f"cell {place}: choices.npz cannot be read ({type(error).__name__}){way_out(place)}"
+            ) from None
     choosing = {
         agent: [cell["last"] for cell in seeds.values()]
         for agent, seeds in loaded.items()

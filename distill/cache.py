@@ -122,7 +122,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         seal = content.pop(SEAL, None)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(
             f"cache entry {entry}: unreadable {path.name} ({type(error).__name__}){way_out(entry)}"
         ) from None

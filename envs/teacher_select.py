@@ -29,6 +29,7 @@ from distill.settings import NotFinite, ProcessSettings, check, digest, one_of, 
 from . import rendering
 from .observations import Observation, ObservationSettings
 from .rewards import Reward, RewardSettings, part_of
+from .states import check_arrays, check_facts, facts_of
 
 State = dict[str, np.ndarray]
 
@@ -138,13 +139,17 @@ class Core:
         return {"facts": np.array(json.dumps(facts)), **arrays}
 
     def set_state(self, state: State) -> dict[str, Any]:
-        """Go on from `state()`; returns its facts. `UserError` when it is of another configuration, data or teachers."""
-        facts: dict[str, Any] = json.loads(str(state["facts"]))
+        """Go on from `state()`; returns its facts.
+
+        Raises `UserError`, with nothing moved, when it is of another configuration, data or teachers, or is damaged.
+        """
+        facts = facts_of(state)
         check(
             facts["fingerprint"] == self.fingerprint,
             f"this state is of another environment: fingerprint {facts['fingerprint']} there, {self.fingerprint} here; make one with the same settings",
         )
-
+        check_arrays(state, self.process)
+        check_facts(facts, state)
         with training_mode():
             self.process.set_state(part_of(state, "process"), facts["process"])
         self.reward.set_state(part_of(state, "reward"), facts["reward"])
@@ -182,7 +187,7 @@ class Core:
 
         Raises `UserError` when it was recorded in another environment, or in an episode that did not begin at the warm start.
         """
-        facts = json.loads(str(trajectory["facts"]))
+        facts = facts_of(trajectory)
         check(
             facts["fingerprint"] == self.fingerprint,
             f"the trajectory is of another environment ({facts['fingerprint']}; this one is {self.fingerprint})",
