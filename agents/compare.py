@@ -4,7 +4,8 @@
 
 A cell is one agent with one seed: its student starts from the warm start that all agents share at that seed, sees the same
 batches and takes the same number of steps. Finished cells are kept by the hash of everything they depend on, so a killed
-grid goes on where it was, and grids that share cells share the work. A cell that fails is reported, the others go on.
+grid goes on where it was, and grids that share cells share the work; the cells that were under way go on from their
+checkpoints. A cell that fails is reported, the others go on.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import csv
 import io
 import os
 import shlex
+import signal
 import threading
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,9 @@ from tqdm.auto import tqdm
 
 import configs
 from agents import reinforce, report, runs, sb3, stats
+from agents.checkpoints import OWN_SETTINGS, Checkpoints
 from agents.rules import RULES, make_rule
+from configs.interrupts import Interrupted, stop
 from distill import cache, parallel
 from distill.process import prepare
 from distill.settings import ProcessSettings, UserError, check, digest, expand, one_of, parse
@@ -95,15 +99,17 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     config, folder = copy.deepcopy(cell.config), Path(cell.folder)  # agents write into theirs
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
+    checkpoints = Checkpoints(folder, config | {"resume": True})
     learnt = None
     if cell.name in LEARNT:
-        core, learnt = (reinforce if cell.name == "reinforce" else sb3).learn(config, folder)
+        core, learnt = (reinforce if cell.name == "reinforce" else sb3).learn(config, folder, checkpoints)
         rule = learnt.rule
     else:
         core = Core(config)
+        checkpoints.attach(core.process)
         rule = make_rule(cell.name, core, cell.seed)
     process = core.process
-    done = runs.follow(core, rule, cell.seed, cell.label)
+    done = runs.follow(core, rule, cell.seed, cell.label, checkpoints.stage("student"))
     metrics = {"dev": done.dev, **done.tests}
     result: dict[str, Any] = {
         "schema": 1,
@@ -132,6 +138,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     _keep_choices(core, done, folder)
     files = {CHOICES: cache.file_sha256(folder / CHOICES)}
     cache.write_json(folder / RESULT, cache.sealed(result | {"files": files}))
+    checkpoints.remove()
     return result
 
 
@@ -155,7 +162,7 @@ def _attempt(cell: Cell) -> dict[str, Any]:
     """In a worker: the result, or the error in one line with its traceback kept beside the cell."""
     place = Path(cell.folder) / "error.txt"
     try:
-        with cache.writing(place.parent.parent, "set cells to a writable folder"):
+        with stop.obeyed(), cache.writing(place.parent.parent, "set cells to a writable folder"):
             return run_cell(cell)
     except UserError as error:
         return {"error": str(error)}
@@ -202,14 +209,15 @@ def plan(settings: CompareSettings, config: dict[str, Any], given: Sequence[str]
     whole = {entry: entry_config(entry, base, process) | {"threads": threads} for entry in entries}
     task = load_task(process.task, process.data_dir)
     files = digest([_stamp(p) for p in _paths(process)])
-    shown = [o for o in base if not o.startswith(("data_dir=", "home="))]
+    shown = [o for o in base if o.partition("=")[0] not in ("data_dir", "home", *OWN_SETTINGS)]
     cells = []
     for seed in range(process.seed, process.seed + settings.seeds):
         for entry in entries:
             name, own_config = entry.split()[0], whole[entry] | {"seed": seed}
             line = ["python", "agents/compare.py", *shown, f'agents=["{entry}"]', "seeds=1", f"seed={seed}"]
             line += [f"threads={threads}"] if threads else []  # results depend on it in the last digits
-            facts = {k: v for k, v in own_config.items() if k not in ("home", "data_dir", "hints", "experiment")}
+            aside = ("home", "data_dir", "hints", "experiment", *OWN_SETTINGS)
+            facts = {k: v for k, v in own_config.items() if k not in aside}
             if name not in LEARNT:  # what only agents read must not make another cell of a rule
                 facts = {k: v for k, v in facts.items() if k not in ("agent", "policy")}
                 facts |= {"reward": facts["reward"] if name == "headroom" else None}
@@ -271,12 +279,14 @@ def run_grid(cells: Sequence[Cell], jobs: int) -> tuple[list[dict[str, Any]], di
     lock = threading.Lock()
     with tqdm(total=len(cells), initial=len(results), desc="cells", unit="cell", disable=None) as bar:
 
-        def slot(_: int) -> None:
+        def slot() -> None:
             """One worker process after another: a worker that dies takes only its cell with it."""
+            # A terminal sends Ctrl-C to the workers too, which inherit this: they stop when we tell them to.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             pool = None
             while True:
                 with lock:
-                    if not todo:
+                    if not todo or stop.number:
                         break
                     i = todo.pop(0)
                 pool = pool or ProcessPoolExecutor(1, get_context("spawn"), _start_worker)
@@ -284,6 +294,10 @@ def run_grid(cells: Sequence[Cell], jobs: int) -> tuple[list[dict[str, Any]], di
                     result = pool.submit(_attempt, cells[i]).result()
                 except BrokenProcessPool:
                     result, pool = {"error": "its process died (killed, or out of memory)"}, None
+                except Interrupted as told:
+                    result = {"error": f"its process was told to stop ({told.number}); start the grid again to go on"}
+                if stop.number:
+                    break
                 with lock:
                     if "error" in result:
                         errors[cells[i].label] = result["error"]
@@ -296,7 +310,16 @@ def run_grid(cells: Sequence[Cell], jobs: int) -> tuple[list[dict[str, Any]], di
 
         count = max(1, min(jobs, len(todo)))
         with ThreadPoolExecutor(count) as slots:
-            list(slots.map(slot, range(count)))
+            running = [slots.submit(slot) for _ in range(count)]
+            try:
+                wait(running)
+            except Interrupted:  # every worker takes a checkpoint and ends
+                while wait(running, timeout=0.5).not_done:
+                    for worker in active_children():
+                        worker.terminate()
+                raise
+            for each in running:
+                each.result()
     return [results[i] for i in sorted(results)], errors
 
 

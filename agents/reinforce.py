@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from tqdm.auto import tqdm
 import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents import runs
+from agents.checkpoints import Checkpoints, Kept, Stage
 from agents.rules import Policy
 from distill.settings import UserError, check, check_rate, one_of, parse
 from envs.teacher_select import Core, TeacherSelectVectorEnv
@@ -121,8 +122,10 @@ def surrogate(logits: Tensor, actions: Tensor, advantages: Tensor) -> Tensor:
     return (advantages * torch.sigmoid(logits)).sum(-1).mean()
 
 
-class Credit:
+class Credit(Kept):
     """Turns what a step reported into normalised advantages."""
+
+    KEPT = ("mean", "spread", "count")
 
     def __init__(self, settings: ReinforceSettings) -> None:
         self.settings = settings
@@ -157,82 +160,110 @@ def _scaled(values: np.ndarray) -> Tensor:
 # --- joint training ---------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Joint(Kept):
+    """Where joint training stands."""
+
+    best: runs.Best  # of this episode
+    selected: runs.Selected
+    states: np.ndarray | None = None  # that the coming step answers; None between two episodes
+    pending: list[tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=list
+    )  # states and actions no reward has answered yet
+    total: float = 0.0  # gain of this episode
+    episode: int = 0
+    steps: int = 0
+    spent: float = 0.0  # seconds
+    kept: tuple[float, dict[str, Tensor], dict[str, Any], list[Tensor]] | None = None
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
 def train(
-    env: TeacherSelectVectorEnv, settings: ReinforceSettings, seed: int, writer: SummaryWriter
+    env: TeacherSelectVectorEnv,
+    settings: ReinforceSettings,
+    seed: int,
+    writer: SummaryWriter,
+    stage: Stage | None = None,
 ) -> tuple[Selector, runs.Learnt]:
     """Joint episodes. Returns the best selector on dev, and what it leaves behind as a fixed policy."""
-    process = env.core.process
+    process, stage = env.core.process, stage or Stage()
     torch_rng = torch.Generator().manual_seed(seed)
     selector = Selector(env.single_observation_space.shape[0], process.num_teachers, settings.bias)  # type: ignore[index]
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
     credit = Credit(settings)
-    pending: list[tuple[np.ndarray, np.ndarray]] = []  # states and actions that no reward has answered yet
     everyone = np.ones((env.num_envs, process.num_teachers), np.float32)
-    kept: tuple[float, dict[str, Tensor], dict[str, Any], list[Tensor]] | None = None
-    steps, spent = 0, 0.0
-    curve: list[dict[str, Any]] = []
-    for episode in tqdm(range(settings.episodes), desc="joint episodes", disable=None, leave=False):
-        states, _ = env.reset(
-            seed=seed if episode == 0 else None, options={"student": settings.joint if episode else "restart"}
-        )
-        best, selected, total, done = runs.Best(process), runs.Selected(process), 0.0, False
-        while not done:
+    at = Joint(runs.Best(process), runs.Selected(process))
+    parts = {"at": at, "env": env, "selector": selector, "optimizer": optimizer, "credit": credit, "rng": torch_rng}
+    stage.restore(**parts)
+    for episode in tqdm(range(at.episode, settings.episodes), desc="joint episodes", disable=None, leave=False):
+        if at.states is None:  # else it was begun before the run was stopped
+            at.states, _ = env.reset(
+                seed=seed if episode == 0 else None, options={"student": settings.joint if episode else "restart"}
+            )
+            at.best, at.selected, at.total = runs.Best(process), runs.Selected(process), 0.0
+        while at.states is not None:
+            stage.offer(at.steps, **parts)
             started = time.perf_counter()
-            warming = steps < settings.warmup
-            actions = everyone if warming else selector.sample(states, torch_rng)
+            warming = at.steps < settings.warmup
+            actions = everyone if warming else selector.sample(at.states, torch_rng)
             rows = env.core.instances()
             next_states, rewards, terminated, _, info = env.step(actions)
             if "failure" in info:
                 raise UserError(str(info["failure"][0]))
             advantages = None if warming else credit(rewards, info)
             if not warming:  # learning to repeat what was not chosen would only saturate the units
-                pending.append((states, actions))
+                at.pending.append((at.states, actions))
             if advantages is not None:
-                logits = selector(torch.from_numpy(np.concatenate([s for s, _ in pending])))
-                chosen = torch.from_numpy(np.concatenate([a for _, a in pending]))
-                pending.clear()
+                logits = selector(torch.from_numpy(np.concatenate([s for s, _ in at.pending])))
+                chosen = torch.from_numpy(np.concatenate([a for _, a in at.pending]))
+                at.pending.clear()
                 p = torch.sigmoid(logits)
                 entropy = -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).mean()
                 if settings.schedule == "linear":
-                    optimizer.param_groups[0]["lr"] = settings.lr * (1 - steps / (settings.episodes * process.budget))
+                    left = 1 - at.steps / (settings.episodes * process.budget)
+                    optimizer.param_groups[0]["lr"] = settings.lr * left
                 optimizer.zero_grad()
                 regular = settings.entropy * entropy + settings.pull * F.logsigmoid(logits).mean()
                 (-surrogate(logits, chosen, advantages) - regular).backward()
                 optimizer.step()
                 check(
                     math.isfinite(sum(p.sum().item() for p in selector.parameters())),
-                    f"the selector's numbers are not finite after step {steps} with agent.lr={settings.lr:g}; lower agent.lr",
+                    f"the selector's numbers are not finite after step {at.steps} with agent.lr={settings.lr:g}; lower agent.lr",
                 )
-                if steps % SHOWN_EVERY == 0:  # an event costs as much as a hundredth of a small student's step
-                    writer.add_scalar("policy/entropy", entropy.item(), steps)
+                if at.steps % SHOWN_EVERY == 0:  # an event costs as much as a hundredth of a small student's step
+                    writer.add_scalar("policy/entropy", entropy.item(), at.steps)
             elif "measured" in info:
-                pending.clear()  # answered, by a first reward that has nothing to be compared with
-            selected.add(rows, actions)
-            states, done = next_states, bool(terminated.all())
-            steps += 1
-            spent += time.perf_counter() - started
+                at.pending.clear()  # answered, by a first reward that has nothing to be compared with
+            at.selected.add(rows, actions)
+            at.states = None if terminated.all() else next_states
+            at.steps += 1
+            at.spent += time.perf_counter() - started
             if "gain" in info:
-                total += float(info["gain"][0])
-                writer.add_scalar("student/value", info["value"][0], steps)
-            best.look()
-        stats = selected.summary()
+                at.total += float(info["gain"][0])
+                writer.add_scalar("student/value", info["value"][0], at.steps)
+            at.best.look()
+        best, stats = at.best, at.selected.summary()
         for name, rate in zip(process.signals.names, stats["rate"], strict=True):
             writer.add_scalar(f"chosen/{name}", rate, episode)
         writer.add_scalar(f"dev/{process.task.metric}", best.value, episode)
-        writer.add_scalar("episode/gain", total, episode)
-        curve.append({"episode": episode, "gain": total, "dev": best.value, "rate": stats["rate"]})
-        if kept is None or best.value >= kept[0]:
-            kept = (best.value, {k: v.clone() for k, v in selector.state_dict().items()}, best.dev, best.weights)
-    assert kept is not None
-    selector.load_state_dict(kept[1])
-    return selector, runs.Learnt(Policy(selector.greedy), spent, settings.episodes, (kept[2], kept[3]), curve)
+        writer.add_scalar("episode/gain", at.total, episode)
+        at.curve.append({"episode": episode, "gain": at.total, "dev": best.value, "rate": stats["rate"]})
+        if at.kept is None or best.value >= at.kept[0]:
+            at.kept = (best.value, {k: v.clone() for k, v in selector.state_dict().items()}, best.dev, best.weights)
+        at.episode += 1
+    stage.finish(at.steps, **parts)
+    assert at.kept is not None
+    selector.load_state_dict(at.kept[1])
+    joint = (at.kept[2], at.kept[3])
+    return selector, runs.Learnt(Policy(selector.greedy), at.spent, settings.episodes, joint, at.curve)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def learn(config: dict[str, Any], folder: Path) -> tuple[Core, runs.Learnt]:
+def learn(config: dict[str, Any], folder: Path, checkpoints: Checkpoints | None = None) -> tuple[Core, runs.Learnt]:
     """Joint training alone: the environment's core and what was learnt; events and the policy are written to `folder`."""
+    checkpoints = checkpoints or Checkpoints()
     name, reward = config["agent"]["name"], config["reward"]["name"]
     check(name == "reinforce", f"agent={name} runs with python agents/sb3.py; this script takes agent=reinforce")
     settings = parse(ReinforceSettings, config["agent"], "agent")
@@ -244,16 +275,21 @@ def learn(config: dict[str, Any], folder: Path) -> tuple[Core, runs.Learnt]:
     env: Any = gym.make_vec(
         "envs:TeacherSelect-v0", num_envs=config["budget"]["batch_size"], config=config, autoreset_mode="disabled"
     )
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        selector, learnt = train(env.unwrapped, settings, config["seed"], writer)
+    checkpoints.attach(env.unwrapped.core.process)
+    stage = checkpoints.stage("joint")
+    with SummaryWriter(str(folder / "tensorboard"), purge_step=stage.purge_step) as writer:
+        selector, learnt = train(env.unwrapped, settings, config["seed"], writer, stage)
     save_file({k: v.contiguous() for k, v in selector.state_dict().items()}, folder / "policy.safetensors")
     return env.unwrapped.core, learnt
 
 
 def run(config: dict[str, Any]) -> None:
     """One run: joint training, control, fixed policy, results."""
-    core, learnt = learn(config, runs.run_folder())
-    runs.conclude(core, config, learnt, "agents/reinforce.py", config["agent"]["oracle"])
+    checkpoints = Checkpoints(runs.run_folder(), config)
+    if checkpoints.already_finished():
+        return
+    core, learnt = learn(config, runs.run_folder(), checkpoints)
+    runs.conclude(core, config, learnt, "agents/reinforce.py", config["agent"]["oracle"], checkpoints)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Rule(ABC):
     """What chooses teachers: states `[B,S]` and the coming batch -> actions `[B,K]` float32."""
 
     needs_states = False  # states are built only for those that look at them
+    remembers = False  # whether its choices depend on earlier ones; its runs are not taken up in the middle
 
     @abstractmethod
     def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
@@ -64,6 +65,8 @@ class Constant(Rule):
 class RandomSingle(Rule):
     """One random teacher for every batch (the paper's Rand-Single-Ensemble)."""
 
+    remembers = True
+
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng((seed, 2))
 
@@ -74,6 +77,8 @@ class RandomSingle(Rule):
 
 class RandomSubset(Rule):
     """Every teacher of every instance by the toss of a coin."""
+
+    remembers = True
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng((seed, 3))
@@ -228,6 +233,7 @@ class MTKDRL(Rule):
     """
 
     needs_states = True
+    remembers = True
 
     def __init__(self, core: Core, seed: int, lr: float = 0.1) -> None:
         self.process = core.process
@@ -268,6 +274,8 @@ class Headroom(Rule):
 
     For every instance the subset with the largest first-order share of the gain, of all 2^K.
     """
+
+    remembers = True
 
     def __init__(self, core: Core, seed: int) -> None:
         settings = RewardSettings(**{**vars(core.reward.settings), "name": "validation_gain", "credit": "influence"})

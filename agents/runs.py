@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from agents.checkpoints import OWN_SETTINGS, Checkpoints, Kept, Stage
 from agents.rules import Rule, known_best, make_rule
 from distill.cache import whole_folder, write_json, write_whole
 from distill.losses import label_loss
@@ -41,7 +42,7 @@ class Run:
     curve: list[dict[str, Any]] = field(default_factory=list)  # step and dev metrics at every look
 
 
-class Selected:
+class Selected(Kept):
     """What was chosen: in all, over time, and last for every training instance.
 
     Attributes:
@@ -49,6 +50,7 @@ class Selected:
     """
 
     BINS = 24  # of the curve over time
+    KEPT = ("count", "empty", "on", "done", "bins", "filled", "last")
 
     def __init__(self, process: Distillation) -> None:
         teachers, instances = process.num_teachers, len(process.labels)
@@ -86,8 +88,10 @@ class Selected:
         ]
 
 
-class Best:
+class Best(Kept):
     """The student at its best dev value so far; of equals the later one, which has seen more."""
+
+    KEPT = ("value", "step", "dev", "weights", "curve")
 
     def __init__(self, process: Distillation) -> None:
         self.process, self.metric = process, process.task.metric
@@ -107,14 +111,23 @@ class Best:
             self.weights = self.process.student.weights()
 
 
-def follow(core: Core, choose: Rule, seed: int, name: str) -> Run:
-    """Train a student from the warm start for the whole budget under `choose`; keep its best point on dev, test that once."""
-    process = core.process
-    process.begin(seed)
+def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None = None) -> Run:
+    """Train a student from the warm start for the whole budget under `choose`; keep its best point on dev, test that once.
+
+    A `stage` that had ended gives its run again; one that was under way goes on, unless the rule `remembers`.
+    """
+    process, stage = core.process, stage or Stage()
     best, selected = Best(process), Selected(process)
-    nothing, started = np.empty(0, np.float32), time.perf_counter()
-    with tqdm(total=process.budget, desc=name, unit="step", disable=None, leave=False) as bar:
+    if stage.finished:
+        return Run(**stage.restore(selected=selected))
+    process.begin(seed)
+    spent = stage.restore(process=process, best=best, selected=selected).get("spent", 0.0)
+    nothing, started, steps = np.empty(0, np.float32), time.perf_counter() - spent, process.student.steps
+    with tqdm(total=process.budget, initial=steps, desc=name, unit="step", disable=None, leave=False) as bar:
         while not process.done:
+            if not choose.remembers:
+                spent = time.perf_counter() - started
+                stage.offer(process.student.steps, process=process, best=best, selected=selected, spent=spent)
             assert process.current is not None
             actions = choose(core.observe() if choose.needs_states else nothing, process.current)
             selected.add(process.current.rows, actions)
@@ -124,7 +137,9 @@ def follow(core: Core, choose: Rule, seed: int, name: str) -> Run:
     seconds = time.perf_counter() - started
     process.student.restore(best.weights)
     tests = {t: process.evaluate(t) for t in process.task.tests}
-    return Run(best.dev, tests, best.step, selected, best.weights, seconds, best.curve)
+    run = Run(best.dev, tests, best.step, selected, best.weights, seconds, best.curve)
+    stage.finish(best.process.budget, **vars(run))
+    return run
 
 
 def floor_examples_per_s(process: Distillation, seed: int, steps: int = 100) -> float:
@@ -149,7 +164,8 @@ def run_folder() -> Path:
 
 def reproduce_line(script: str) -> str:
     """The command that gives this run again: the script and the overrides it was called with."""
-    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith(("data_dir=", "home="))]
+    left_out = ("data_dir", "home", *OWN_SETTINGS)
+    overrides = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in left_out]
     return " ".join(["python", script, *(f"'{o}'" if any(c in o for c in " []{}") else o for o in overrides)])
 
 
@@ -166,7 +182,7 @@ def base_results(config: dict[str, Any], process: Distillation, teachers: list[d
     """The part of results.json that does not depend on the agent."""
     task, tests = process.task, process.task.tests
     packages = ("torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
-    hashed = {k: v for k, v in config.items() if k not in ("seed", "home", "data_dir")}
+    hashed = {k: v for k, v in config.items() if k not in ("seed", "home", "data_dir", *OWN_SETTINGS)}
     return {
         "schema": 1,
         "task": task.name,
@@ -195,7 +211,7 @@ def write_run(folder: Path, config: dict[str, Any], results: dict[str, Any]) -> 
     """Write results.json and the resolved configuration."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shown = {k: v for k, v in config.items() if k != "experiment"}
+        shown = {k: v for k, v in config.items() if k not in ("experiment", "resume")}
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)).encode())
         write_json(folder / "results.json", results)
     except OSError as error:
@@ -215,7 +231,9 @@ class Learnt:
     curve: list[dict[str, Any]] = field(default_factory=list)  # of training, one entry an episode
 
 
-def conclude(core: Core, config: dict[str, Any], learnt: Learnt, script: str, with_oracle: bool) -> dict[str, Any]:
+def conclude(
+    core: Core, config: dict[str, Any], learnt: Learnt, script: str, with_oracle: bool, checkpoints: Checkpoints
+) -> dict[str, Any]:
     """What every learnt policy is judged by, and everything a run leaves behind but the policy itself.
 
     From the same warm start, on the same batches, for the same number of steps: the control, the student under the
@@ -227,7 +245,7 @@ def conclude(core: Core, config: dict[str, Any], learnt: Learnt, script: str, wi
     best_known = known_best(process) if with_oracle else None
     if best_known is not None:
         rules["oracle"] = best_known
-    done = {name: follow(core, choose, seed, name) for name, choose in rules.items()}
+    done = {name: follow(core, choose, seed, name, checkpoints.stage(name)) for name, choose in rules.items()}
     results = base_results(config, process, process.prepared.teacher_scores())
     process.student.restore(process.warm)
     results["warm_start"] = {role: process.evaluate(role) for role in ("dev", *process.task.tests)}
@@ -253,6 +271,7 @@ def conclude(core: Core, config: dict[str, Any], learnt: Learnt, script: str, wi
     with whole_folder(folder / "student") as place:
         process.student.save(place)
     write_run(folder, config, results)
+    checkpoints.finish()
     print_table(results, process, ("joint", "oracle"))
     print(f"written to {folder}")
     return results

@@ -12,8 +12,10 @@ only those you wrote.
 
 from __future__ import annotations
 
+import random
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +31,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecMonitor
+from torch.utils.tensorboard import SummaryWriter
 
 import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents import runs
+from agents.checkpoints import Checkpoints, Kept, Stage
 from agents.rules import Policy
 from distill.settings import UserError, check, check_rate, one_of, parse
 from envs.sb3 import SharedVecEnv
@@ -99,8 +103,10 @@ def make(settings: SB3Settings, policy: str, env: VecMonitor, seed: int) -> Base
         ) from None
 
 
-class Gains(BaseCallback):
+class Gains(Kept, BaseCallback):
     """Keeps the gain of every episode of joint training, for the report."""
+
+    KEPT = ("curve", "total")
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,6 +130,96 @@ def check_policy(model: BaseAlgorithm, settings: SB3Settings) -> None:
     check(finite, f"the policy's weights are not finite numbers with agent.lr={settings.lr:g}; lower agent.lr")
 
 
+class Training:
+    """All that the coming steps of an algorithm depend on between two rollouts: networks, replay, generators, environment."""
+
+    ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")  # of a replay buffer
+
+    def __init__(self, model: BaseAlgorithm, monitor: VecMonitor, env: Any) -> None:
+        self.model, self.monitor, self.env = model, monitor, env
+        self.replay: Any = getattr(model, "replay_buffer", None)
+
+    def _tensors(self) -> dict[str, Any]:
+        """Those that belong to no module (SAC's temperature)."""
+        return {name: getattr(self.model, name) for name in self.model._get_torch_save_params()[1]}
+
+    def _rows(self) -> dict[str, np.ndarray]:
+        """What the replay buffer holds so far, as views."""
+        held = {n: getattr(self.replay, n) for n in self.ARRAYS if hasattr(self.replay, n)}
+        return {n: values if self.replay.full else values[: self.replay.pos] for n, values in held.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        """Arrays, tensors and JSON values."""
+        model, clock = self.model, ("start_time", "_num_timesteps_at_start")
+        counters = {k: v for k, v in vars(model).items() if isinstance(v, int | float) and k not in clock}
+        return {
+            "counters": counters,
+            "modules": model.get_parameters(),
+            "tensors": self._tensors(),
+            "last": [model._last_obs, model._last_episode_starts],
+            "replay": None
+            if self.replay is None
+            else {"pos": self.replay.pos, "full": self.replay.full, **self._rows()},
+            "episodes": [{k: float(v) for k, v in info.items()} for info in model.ep_info_buffer or ()],
+            "monitor": [self.monitor.episode_returns, self.monitor.episode_lengths],
+            "env": self.env.get_state(),
+            # Stable-Baselines3 draws from the global generators.
+            "torch": torch.get_rng_state(),
+            "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
+            "python": random.getstate(),
+            "actions": model.action_space.np_random.bit_generator.state,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from `get_state()` of an algorithm with the same settings."""
+        model = self.model
+        vars(model).update(state["counters"])
+        model.set_parameters(state["modules"], device=model.device)
+        with torch.no_grad():
+            for name, value in self._tensors().items():
+                value.copy_(state["tensors"][name])
+        model._last_obs, model._last_episode_starts = state["last"]
+        if self.replay is not None:
+            self.replay.pos, self.replay.full = state["replay"]["pos"], state["replay"]["full"]
+            for name, values in self._rows().items():
+                values[:] = state["replay"][name]
+        model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
+        self.monitor.episode_returns, self.monitor.episode_lengths = state["monitor"]
+        self.env.set_state(state["env"])
+        torch.set_rng_state(state["torch"])
+        np.random.set_state(state["numpy"])  # noqa: NPY002
+        version, numbers, gauss = state["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        model.action_space.np_random.bit_generator.state = state["actions"]
+
+
+class Keeper(BaseCallback):
+    """Takes checkpoints, and goes on from one, where an algorithm's state is whole: before a rollout."""
+
+    def __init__(self, stage: Stage, training: Training, gains: Gains) -> None:
+        super().__init__()
+        self.stage, self.parts = stage, {"training": training, "gains": gains}
+        self.started = time.perf_counter()
+        self.exact = not training.model.use_sde  # its noise is part of no state
+
+    def restore(self) -> None:
+        """Go on from the stage's checkpoint, if there is one."""
+        self.started -= self.stage.restore(**self.parts).get("spent", 0.0)
+
+    @property
+    def spent(self) -> float:
+        """Seconds of training."""
+        return time.perf_counter() - self.started
+
+    def _on_rollout_start(self) -> None:
+        self.restore()  # here and not before `learn`, which begins by resetting what it finds
+        if self.exact:
+            self.stage.offer(self.model.num_timesteps, **self.parts, spent=self.spent)
+
+    def _on_step(self) -> bool:
+        return True
+
+
 def fixed_rule(model: BaseAlgorithm, decode: Callable[[np.ndarray], np.ndarray]) -> Policy:
     """The learnt policy without exploration. A Bernoulli unit at exactly one half is on, as in `agents/reinforce.py`."""
 
@@ -137,8 +233,9 @@ def fixed_rule(model: BaseAlgorithm, decode: Callable[[np.ndarray], np.ndarray])
     return Policy(choose)
 
 
-def learn(config: dict[str, Any], folder: Path) -> tuple[Core, runs.Learnt]:
+def learn(config: dict[str, Any], folder: Path, checkpoints: Checkpoints | None = None) -> tuple[Core, runs.Learnt]:
     """Training alone: the environment's core and what was learnt; events, model and policy are written to `folder`."""
+    checkpoints = checkpoints or Checkpoints()
     name = config["agent"]["name"]
     check(name != "reinforce", "agent=reinforce runs with python agents/reinforce.py; choose from " + ", ".join(NAMES))
     settings = parse(SB3Settings, config["agent"], "agent")
@@ -146,22 +243,32 @@ def learn(config: dict[str, Any], folder: Path) -> tuple[Core, runs.Learnt]:
     algorithm(settings.name)  # a missing package or an unknown policy is told before anything is trained
     architecture(settings.name, config["policy"])
     env: Any = gym.make_vec("envs:TeacherSelect-v0", num_envs=config["budget"]["batch_size"], config=config)
-    core: Core = env.unwrapped.core
+    core, inner = env.unwrapped.core, env.unwrapped
     decode: Callable[[np.ndarray], np.ndarray] = np.asarray
     if settings.name in DISCRETE:
         env = DiscreteSubsetsVector(env)
         decode = env.actions
     elif settings.name in CONTINUOUS:
         env = TeacherWeightsVector(env)
-    model = make(settings, config["policy"], VecMonitor(SharedVecEnv(env)), config["seed"])
+    monitor = VecMonitor(SharedVecEnv(env))
+    model = make(settings, config["policy"], monitor, config["seed"])
+    checkpoints.attach(core.process)
+    stage = checkpoints.stage("training")
+    if stage.purge_step is not None:  # SB3's own writer cannot purge
+        SummaryWriter(str(folder / "tensorboard"), purge_step=stage.purge_step).close()
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
-    started = time.perf_counter()
     gains = Gains()
-    try:
-        model.learn(settings.episodes * core.process.budget * core.batch_size, gains, progress_bar=sys.stderr.isatty())
-    finally:  # whatever torch or the environment says of such a policy, this is why
-        check_policy(model, settings)
-    seconds = time.perf_counter() - started
+    keeper = Keeper(stage, Training(model, monitor, inner), gains)
+    if stage.finished:
+        keeper.restore()
+    else:
+        total = settings.episodes * core.process.budget * core.batch_size
+        try:
+            model.learn(total, [gains, keeper], progress_bar=sys.stderr.isatty())
+        finally:  # whatever torch or the environment says of such a policy, this is why
+            check_policy(model, settings)
+    seconds = keeper.spent
+    stage.finish(model.num_timesteps, **keeper.parts, spent=seconds)
     model.save(folder / "model.zip")
     state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}
     save_file(state, folder / "policy.safetensors")
@@ -170,8 +277,11 @@ def learn(config: dict[str, Any], folder: Path) -> tuple[Core, runs.Learnt]:
 
 def run(config: dict[str, Any]) -> None:
     """One run: training, control, fixed policy, results."""
-    core, learnt = learn(config, runs.run_folder())
-    runs.conclude(core, config, learnt, "agents/sb3.py", config["agent"]["oracle"])
+    checkpoints = Checkpoints(runs.run_folder(), config)
+    if checkpoints.already_finished():
+        return
+    core, learnt = learn(config, runs.run_folder(), checkpoints)
+    runs.conclude(core, config, learnt, "agents/sb3.py", config["agent"]["oracle"], checkpoints)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import copy
 import io
 import os
 import re
+import shlex
+import signal
 import sys
 import tempfile
 import threading
@@ -19,15 +21,19 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module, main
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.singleton import Singleton
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill import parallel
 from distill.cache import writing
-from distill.settings import UserError, plain_name
+from distill.settings import UserError, check, plain_name
+
+from .interrupts import Interrupted, stop
 
 
 def _compose(overrides: Sequence[str], name: str, with_hydra: bool = False) -> DictConfig:
@@ -71,8 +77,10 @@ def _one_line(message: str) -> str:
 def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -> None:
     """Run `run(config)` as a Hydra application; `defaults` (`group=option`) hold unless the command line names the group.
 
-    A user's mistake ends with one line on stderr and exit code 2; nothing is left behind. Bugs keep their traceback.
+    A user's mistake ends with one line on stderr and exit code 2; nothing is left behind. SIGTERM and Ctrl-C end with one
+    that says how to go on, and exit code 143 or 130. Bugs keep their traceback.
     """
+    words = [*sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])], *sys.argv[1:]]
     given = [a.partition("=")[0] for a in sys.argv[1:]]
     sys.argv[1:1] = [d for d in defaults if d.partition("=")[0] not in given]
     if not parallel.is_first():  # it takes part in the work, and leaves nothing behind
@@ -89,11 +97,16 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
     def guarded(cfg: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            with writing(folder, "set hydra.run.dir to a writable folder"), _errors_of_threads():
+            with stop.obeyed(), writing(folder, "set hydra.run.dir to a writable folder"), _errors_of_threads():
+                _check_resume(cfg)
                 run(OmegaConf.to_container(cfg, resolve=True))
         except UserError as error:
             _remove_empty([] if folder in found else [folder, *made])
             _fail(error)
+        except Interrupted as told:
+            name = signal.Signals(told.number).name
+            print(f"stopped by {name}; to go on: {_go_on(words)}", file=sys.stderr)
+            raise SystemExit(128 + told.number) from None
 
     setup_globals()  # Hydra's resolvers, such as ${now:}
     if not any(a.startswith("-") for a in arguments):  # flags are Hydra's own: help, sweeps, printing the config
@@ -129,6 +142,34 @@ def _errors_of_threads() -> Iterator[None]:
             raise refused[0]
     finally:
         threading.excepthook = before
+
+
+def _place() -> tuple[str, Any]:
+    """The setting that names the folder of this run, or of this sweep, and Hydra's configuration with it unresolved."""
+    hydra = HydraConfig.get()
+    return ("sweep", hydra.sweep) if hydra.mode == RunMode.MULTIRUN else ("run", hydra.run)
+
+
+def _check_resume(config: DictConfig) -> None:
+    """Raise `UserError` when a run is to go on and nobody said which."""
+    kind, place = _place()
+    unnamed = "${now:" in OmegaConf.to_container(place)["dir"]  # type: ignore[call-overload,index,operator]
+    check(
+        not (config.get("resume") and unnamed),
+        f"resume=true needs the folder of the run that is to go on: add hydra.{kind}.dir=FOLDER",
+    )
+
+
+def _go_on(words: Sequence[str]) -> str:
+    """The command `words`, as it was typed, made into the one that goes on with this run."""
+    kind, place = _place()
+    folder = Path(place.dir).absolute()
+    text = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+    if not re.fullmatch(r"[\w/.:+@-]+", text):
+        text = QuotedString(text, Quote.single).with_quotes()
+    own = ("resume", f"hydra.{kind}.dir")
+    kept = [w for w in words if w.lstrip("+~").partition("=")[0] not in own]
+    return shlex.join([*kept, f"hydra.{kind}.dir={text}", "resume=true"])
 
 
 def _fail(error: UserError) -> None:
