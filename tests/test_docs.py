@@ -73,3 +73,17 @@ def test_result_tables_are_those_of_the_committed_files() -> None:
     named = set(re.findall(r"<!-- table: (\S+) -->", pages))
     comparisons = [p for p in (root / "benchmarks/results").glob("*.json") if "tables" in json.loads(p.read_text())]
     assert named == {p.name for p in comparisons}
+
+
+def test_every_promise_names_a_test() -> None:
+    root = Path(__file__).parents[1]
+    page = (root / "docs/reliability.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| Promise")]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`((?:tests/\S+)?)::(test_\w+)`", row.split("|")[2])
+        assert named, row
+        path = ""
+        for given, test in named:
+            path = given or path
+            assert f"def {test}(" in (root / path).read_text(encoding="utf-8"), f"{path}::{test}"
