@@ -167,17 +167,32 @@ def test_killed_again_and_again(warm, undisturbed, tmp_path) -> None:
     assert [f.name.partition("-")[0] for f in (run / "checkpoints").iterdir()] == ["finished"]
 
 
-def test_events_are_not_doubled(warm, undisturbed, tmp_path) -> None:
+def test_a_shared_reward_and_a_student_that_goes_on(warm, tmp_path) -> None:
+    """More to remember: what waits for its reward, the running baseline, and where the last episode ended."""
+    given = [*warm, "agent.credit=shared", "agent.joint=continue", "reward.every=3", "agent.episodes=4"]
+    assert play(tmp_path / "whole", *given).code == 0
+    killed(tmp_path / "run", *given, event=12)
+    killed(tmp_path / "run", *given, "resume=true", event=5)
+    assert "joint goes on at step 15" in resumed(tmp_path / "run", *given)
+    same(tmp_path / "run", tmp_path / "whole")
+    ours, theirs = (events(tmp_path / name)["policy/entropy"] for name in ("run", "whole"))
+    assert len(theirs) == 7  # the first reward has nothing to be compared with
+    assert dict(ours) == dict(theirs)  # the last policy too, whichever was kept
+
+
+def events(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values by tag, as TensorBoard shows them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    read = EventAccumulator(str(run / "tensorboard"))
+    read.Reload()
+    return {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+def test_events_are_not_doubled(warm, undisturbed, tmp_path) -> None:
     killed(tmp_path / "run", *warm, "checkpoint_every=4", event=11)
     assert "joint goes on at step 7" in resumed(tmp_path / "run", *warm, "checkpoint_every=4")
-    steps = []
-    for folder in (tmp_path, undisturbed):
-        events = EventAccumulator(str(folder / "run" / "tensorboard"))
-        events.Reload()
-        steps.append({tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]})
-    ours, theirs = steps
+    ours, theirs = events(tmp_path / "run"), events(undisturbed / "run")
     assert ours.keys() == theirs.keys()
     for tag, seen in theirs.items():
         assert sorted(set(ours[tag])) == seen
@@ -456,6 +471,8 @@ def test_algorithms_go_on(name, warm, tmp_path) -> None:
     """Killed in training, after it has begun to learn, and then in the control."""
     options = ["agent.params.learning_starts=16"] if name in OFF_POLICY else ["agent.params.n_steps=2"]
     options += ["agent.params.batch_size=16"] if name != "a2c" else []
+    if name == "dqn":  # a target network that counts
+        options += ["agent.params.gamma=0.9", "agent.params.target_update_interval=32"]
     given = [*(w for w in warm if "warmup" not in w), f"agent={name}", "agent.episodes=3", "policy=mlp", *options]
     whole = play(tmp_path / "whole", *given, script="sb3")
     assert whole.code == 0, whole.out

@@ -194,9 +194,10 @@ def test_the_warm_start_is_made_once(make: Make, home: Path, monkeypatch: pytest
             make("student.name=once", change)
 
 
-def test_prepared_is_shared_and_the_seed_is_not_part_of_it(make: Make, prepared: Prepared) -> None:
-    assert make("seed=1").prepared is prepared
-    assert make("task.corpus.seed=1").prepared is not prepared
+def test_prepared_is_shared_and_the_seed_is_not_part_of_it(make: Make) -> None:
+    first = make("seed=1").prepared
+    assert make("seed=2").prepared is first
+    assert make("task.corpus.seed=1").prepared is not first
 
 
 def test_a_second_session_fits_and_computes_nothing(
