@@ -499,6 +499,9 @@ def main() -> None:
             )
     known: dict[str, Any] = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     words = ["python benchmarks/throughput.py", "--workload", args.workload, "--threads", str(args.threads)]
+    for name in ("turns", "steps", "signals"):
+        if getattr(args, name) != parser.get_default(name):
+            words += [f"--{name}", str(getattr(args, name))]
     known[f"{args.workload}, {args.threads}"] = {
         "workload": args.workload,
         "threads": args.threads,
