@@ -139,7 +139,8 @@ class Checkpoints:
         if self.settings.resume:
             newest = self.newest("")
             if newest is not None:
-                self.before = json.loads(str(_load(newest)["facts"]))
+                with np.load(newest, allow_pickle=False) as file:
+                    self.before = json.loads(str(file["facts"]))
                 self._compare()
         elif any(stage != "finished" for stage in self._stages()):
             raise UserError(
@@ -192,17 +193,17 @@ class Checkpoints:
     # --- files ------------------------------------------------------------------------------------------------------
 
     def _files(self, stage: str = "") -> list[Path]:
-        """Checkpoints of one stage, or of all in the order they were written, the newest last."""
+        """Checkpoints of one stage, the newest last, or of all."""
         if self.folder is None:
             return []
-        found = [(p, m) for p in self.folder.glob("*.npz") if (m := FILE.fullmatch(p.name)) and stage in ("", m[1])]
-        return [p for p, m in sorted(found, key=lambda x: (stage and int(x[1][2]), x[0].stat().st_mtime_ns))]
+        found = [m for p in self.folder.glob("*.npz") if (m := FILE.fullmatch(p.name)) and stage in ("", m[1])]
+        return [self.folder / m[0] for m in sorted(found, key=lambda m: int(m[2]))]
 
     def _stages(self) -> set[str]:
         return {p.name.partition("-")[0] for p in self._files()}
 
     def newest(self, stage: str) -> Path | None:
-        """The newest checkpoint that is as it was written; damaged ones are told of and deleted."""
+        """The newest checkpoint of a stage (any, of all) that is as it was written; damaged ones are told of and deleted."""
         for path in reversed(self._files(stage)):
             try:
                 intact = path in self._intact or file_sha256(path).startswith(path.stem.rpartition("-")[2])
@@ -284,7 +285,8 @@ class Stage:
         path = self.run.newest(name) if self.run.settings.resume else None
         if path is None:
             return
-        self._saved = unpack(_load(path))
+        with np.load(path, allow_pickle=False) as file:
+            self._saved = unpack(file)
         self.finished, self.steps = self._saved["finished"], int(path.name.split("-")[1])
         self.purge_step = self.steps + 1
         if not self.finished:
@@ -313,10 +315,6 @@ class Stage:
 
     def _write(self, steps: int, finished: bool, parts: dict[str, Any]) -> None:
         self.run.write(self.name, steps, {"finished": finished, "parts": parts})
-
-
-def _load(path: Path) -> Any:
-    return np.load(path, allow_pickle=False)
 
 
 def difference(there: Any, here: Any, where: str = "") -> tuple[str, Any, Any]:

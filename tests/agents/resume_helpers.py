@@ -54,8 +54,13 @@ def _play(script: str, arguments: list[str], log: str, moment: tuple[int, float,
     os.chdir(ROOT)
     if moment:
         _tell_at(*moment)
+    from tqdm.auto import tqdm
+
+    from agents import reinforce
     from configs import launch
 
+    reinforce.SHOWN_EVERY = 1  # every step's curve is compared
+    tqdm.set_lock(threading.RLock())  # its own would be left behind by a process that is killed
     module = importlib.import_module(f"agents.{script}")
     sys.orig_argv = ["python", f"agents/{script}.py", *arguments]
     sys.argv = sys.orig_argv[1:]

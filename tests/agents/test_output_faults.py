@@ -20,10 +20,13 @@ from compare_helpers import ROOT
 from hypothesis import strategies as st
 
 from agents import compare
+from agents.checkpoints import Checkpoints
 from distill.cache import SEAL
 from distill.settings import UserError
 
 pytestmark = pytest.mark.faults
+REFUSED = "set hydra.run.dir to a writable folder"
+RESUME = "make room and go on with resume=true"
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
@@ -105,13 +108,20 @@ def _limit(size: int) -> None:
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_cell_that_cannot_be_written_is_one_line(cell: compare.Cell, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["checkpoint", "result"])
+def test_a_cell_that_cannot_be_written_is_one_line(
+    cell: compare.Cell, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In its worker, the others go on; it is not taken for finished, and nothing of its files is there in part."""
     todo = replace(cell, folder=str(tmp_path / "cells" / "todo"))
+    if what == "result":
+        monkeypatch.setattr(Checkpoints, "write", lambda *_: None)  # they are larger than anything behind them
     with multiprocessing.get_context("fork").Pool(1, _limit, (2000,)) as worker:
         told = worker.apply(compare._attempt, (todo,))
-    assert told == {"error": f"{tmp_path / 'cells'} cannot be written (File too large); set cells to a writable folder"}
-    assert list((tmp_path / "cells" / "todo").iterdir()) == []
+    checkpoint = f"checkpoint in {todo.folder}/checkpoints cannot be written (File too large); {RESUME}"
+    result = f"{tmp_path / 'cells'} cannot be written (File too large); set cells to a writable folder"
+    assert told == {"error": checkpoint if what == "checkpoint" else result}
+    assert not [p for p in (tmp_path / "cells").rglob("*") if p.is_file()]
     assert compare.finished(todo) is None
 
 
@@ -130,15 +140,15 @@ def lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip() and "\r" not in line and "it/s" not in line]
 
 
-REFUSED = "set hydra.run.dir to a writable folder"
 
 
 @pytest.mark.usefixtures("prepared")
-@pytest.mark.parametrize("limit", [100, 8000], ids=["TensorBoard", "the student"])
+@pytest.mark.parametrize("limit", [100, 8000], ids=["TensorBoard", "checkpoint"])
 def test_an_output_that_cannot_be_written_is_one_line(limit: int, tiny_overrides: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = run("reinforce.py", *tiny_overrides, "threads=1", "agent.episodes=1", f"hydra.run.dir={folder}", limit=limit)
-    assert lines(done.stderr) == [f"error: {folder} cannot be written (File too large); {REFUSED}"]
+    place, way_out = (folder, REFUSED) if limit == 100 else (f"checkpoint in {folder}/checkpoints", RESUME)
+    assert lines(done.stderr) == [f"error: {place} cannot be written (File too large); {way_out}"]
     assert done.returncode == 2
     assert not (folder / "results.json").exists()
     assert not list(folder.glob("*student*"))

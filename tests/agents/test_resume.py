@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -249,18 +250,13 @@ def test_the_line_works_in_a_shell(undisturbed, arguments, tmp_path) -> None:
     assert len(err.splitlines()) == 1
     line = err.partition("to go on: ")[2].strip()
     assert line.count("resume=") == 1
-    again = subprocess.Popen(line, shell=True, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    again = subprocess.Popen(
+        line, shell=True, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     said = again.stderr.readline()
-    for pid in children(again.pid):
-        os.kill(pid, signal.SIGTERM)
+    os.killpg(again.pid, signal.SIGTERM)
     again.communicate(timeout=60)
     assert re.match(r"joint goes on at step \d+", said)
-
-
-def children(pid: int) -> list[int]:
-    """A process and those it started, the shell's command among them."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(int(c) for c in found)]
 
 
 def group(leader: int) -> bool:
@@ -557,7 +553,7 @@ def test_a_cell_goes_on(entry, tiny_overrides, tmp_path, monkeypatch, capsys) ->
     assert not (tmp_path / "cell" / "checkpoints").exists()
 
 
-def test_a_worker_is_stopped(tiny_overrides, tmp_path, monkeypatch) -> None:
+def test_a_worker_is_stopped(tiny_overrides, tmp_path, monkeypatch, request) -> None:
     from distill.student import Student
 
     step = Student.apply_gradients
@@ -568,6 +564,8 @@ def test_a_worker_is_stopped(tiny_overrides, tmp_path, monkeypatch) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Student, "apply_gradients", told)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever a launcher put there in an earlier test
+    request.addfinalizer(partial(signal.signal, signal.SIGTERM, before))
     with pytest.raises(Interrupted):
         compare._attempt(cell_of("control", [*tiny_overrides, "checkpoint_every=1000"], tmp_path / "cell"))
     (taken,) = (tmp_path / "cell" / "checkpoints").iterdir()
