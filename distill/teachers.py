@@ -103,6 +103,7 @@ class FileTeacher:
         path = expand(str(spec.probs))
         what = f"teacher {spec.name}: {path}"
         frame = read_table(path)
+        check(len(frame) > 0, f"{what}: holds no rows; give one for every instance")
         check("id" in frame.columns, f"{what}: no column 'id'; it has {', '.join(map(str, frame.columns))}")
         classes = [str(c) for c in frame.columns if c != "id"]
         check(
