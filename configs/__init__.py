@@ -38,6 +38,7 @@ from .interrupts import Interrupted, stop
 
 def _compose(overrides: Sequence[str], name: str, with_hydra: bool = False) -> DictConfig:
     """Compose inside or outside a running Hydra application, leaving its state as it was."""
+    _check_whole(overrides)
     before = copy.copy(Singleton.get_state())
     GlobalHydra.instance().clear()
     try:
@@ -54,11 +55,21 @@ def compose(overrides: Sequence[str] = (), name: str = "config") -> dict[str, An
 
     Raises `UserError` in one line for an unknown group, key or value.
     """
-    config = _compose(overrides, name)
+    return _resolved(_compose(overrides, name))
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    """As a plain mapping, interpolations replaced; `UserError` where one leads nowhere."""
     try:
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise UserError(_one_line(str(error) or str(error.__cause__))) from None
+
+
+def _check_whole(overrides: Sequence[str]) -> None:
+    """Raise `UserError` for an override that takes away what every run reads."""
+    for key in (o[1:].partition("=")[0] for o in overrides if o.startswith("~")):
+        check("." in key and not key.endswith(".name"), f"~{key}: {key} cannot be taken away; leave it out for its default, or set {key}=...")
 
 
 def _one_line(message: str) -> str:
@@ -99,7 +110,7 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
         try:
             with stop.obeyed(), writing(folder, "set hydra.run.dir to a writable folder"), _errors_of_threads():
                 _check_resume(cfg)
-                run(OmegaConf.to_container(cfg, resolve=True))
+                run(_resolved(cfg))
         except UserError as error:
             _remove_empty([] if folder in found else [folder, *made])
             _fail(error)
@@ -109,11 +120,15 @@ def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -
             raise SystemExit(128 + told.number) from None
 
     setup_globals()  # Hydra's resolvers, such as ${now:}
+    try:
+        _check_whole(arguments)
+    except UserError as error:
+        _fail(error)
     if not any(a.startswith("-") for a in arguments):  # flags are Hydra's own: help, sweeps, printing the config
         try:
             whole = _compose(arguments, config, with_hydra=True)
             for group in ("task", "agent"):  # the run's folder is named after them
-                plain_name(str(whole[group].name), f"{group}.name")
+                plain_name(str(whole[group].get("name", "")), f"{group}.name")
             folder = Path(whole.hydra.run.dir).absolute()
             _check_output(folder)
             made += [place for place in folder.parents if not place.exists()]

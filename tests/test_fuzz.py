@@ -316,6 +316,10 @@ def test_manifests(content):
 
 @hypothesis.settings(max_examples=12)
 @given(ENTRIES)
+@example("reinforce ~agent")
+@example("control ~agent")
+@example("reinforce ~hints.selector_lr")
+@example("reinforce ~task.name")
 def test_entries_of_a_comparison(text):
     entry(text)
 
