@@ -11,7 +11,7 @@ demo: install
 	$(BIN)/python agents/reinforce.py
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 import gymnasium as gym
@@ -26,10 +27,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="settings, as on any script's command line")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=RESULTS / "noise.json")
     args = parser.parse_args()
-    env = gym.make_vec("TeacherSelect-v0", num_envs=32, autoreset_mode="disabled")
+    env = gym.make_vec("TeacherSelect-v0", num_envs=32, autoreset_mode="disabled", overrides=args.overrides)
     process = env.unwrapped.core.process  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
     actions = rng.integers(0, 2, (process.budget, 32, process.num_teachers), dtype=np.int8)
@@ -40,7 +42,7 @@ def main() -> None:
         accuracies.append(process.evaluate("dev")["accuracy"])
     z = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
     report = {
-        "task": "bundled",
+        "task": process.task.name,
         "seeds": args.seeds,
         "student_steps": process.budget,
         "threads": torch.get_num_threads(),
@@ -49,7 +51,7 @@ def main() -> None:
         deviation = float(values.std(ddof=1))
         detectable = {str(n): float(z * deviation * np.sqrt(2 / n)) for n in (5, 10)}
         report[name] = {"mean": float(values.mean()), "std": deviation, "detectable": detectable}  # type: ignore[assignment]
-    report["reproduce"] = "python benchmarks/noise.py"
+    report["reproduce"] = shlex.join(["python", "benchmarks/noise.py", *args.overrides, f"--seeds={args.seeds}"])
     print(json.dumps(report, indent=1))
     args.out.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -69,7 +69,10 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
 def _check_whole(overrides: Sequence[str]) -> None:
     """Raise `UserError` for an override that takes away what every run reads."""
     for key in (o[1:].partition("=")[0] for o in overrides if o.startswith("~")):
-        check("." in key and not key.endswith(".name"), f"~{key}: {key} cannot be taken away; leave it out for its default, or set {key}=...")
+        check(
+            "." in key and not key.endswith(".name"),
+            f"~{key}: {key} cannot be taken away; leave it out for its default, or set {key}=...",
+        )
 
 
 def _one_line(message: str) -> str:

@@ -130,8 +130,9 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_files(entry: Path, files: Mapping[str, str]) -> None:
-    """Raise `UserError` unless the entry's `files` have these checksums."""
+def check_files(entry: Path, files: Any) -> None:
+    """Raise `UserError` unless `files` maps names in the entry to their checksums."""
+    check(isinstance(files, Mapping), f"cache entry {entry}: its list of files is damaged{way_out(entry)}")
     for name, expected in files.items():
         path = entry / Path(name).name
         try:
@@ -153,14 +154,9 @@ def read_manifest(entry: Path) -> dict[str, Any]:
     Raises `UserError` naming the entry when something is missing or differs.
     """
     manifest = read_sealed(entry / MANIFEST)
-    try:
-        files: dict[str, str] = dict(manifest["files"])
-        sizes: dict[str, int] = dict(manifest.get("sizes", {}))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"cache entry {entry}: unreadable {MANIFEST} ({type(error).__name__}){way_out(entry)}"
-        ) from None
-    check_files(entry, files)
+    check_files(entry, manifest.get("files"))
+    sizes = manifest.get("sizes", {})
+    check(isinstance(sizes, Mapping), f"cache entry {entry}: {MANIFEST} gives no sizes{way_out(entry)}")
     for name, size in sizes.items():
         path = entry / Path(name).name
         held = path.stat().st_size if path.is_file() else "no"

@@ -310,6 +310,7 @@ def test_probability_files(content):
 @given(MANIFESTS)
 @example(b"[" * 100_000)
 @example(b'{"files": {"a": 1}}')
+@example(b'{"files": [[null, null]]}')
 def test_manifests(content):
     manifest(content)
 
@@ -331,7 +332,7 @@ def test_states(core, given):
 
 
 @pytest.mark.slow
-def test_for_long(core):
+def test_for_long(core, record_property):
     """All fuzzers in turn, anew drawn each round, for FUZZ_SECONDS."""
     seconds = float(os.environ.get("FUZZ_SECONDS", "300"))
     targets: list[tuple[Callable[[Any], None], Any]] = [
@@ -342,20 +343,23 @@ def test_for_long(core):
         (entry, ENTRIES),
         (state(core), STATES),
     ]
-    started, round_ = time.monotonic(), 0
+    started, round_, cases = time.monotonic(), 0, [0]
     while time.monotonic() < started + seconds:
         round_ += 1
         for check, strategy in targets:
-            body = given(strategy)(check_of(check))
+            body = given(strategy)(check_of(check, cases))
             long = hypothesis.settings(max_examples=30 if check is entry else 150, derandomize=False)
             hypothesis.seed(round_)(long(body))()
-    assert round_ > 0
+    record_property("rounds", round_)
+    record_property("cases", cases[0])
+    assert cases[0] > 100 * len(targets)
 
 
-def check_of(check: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A function that hypothesis may wrap again and again."""
+def check_of(check: Callable[[Any], None], cases: list[int]) -> Callable[[Any], None]:
+    """A function that hypothesis may wrap again and again; counts its calls."""
 
     def body(content: Any) -> None:
+        cases[0] += 1
         check(content)
 
     return body

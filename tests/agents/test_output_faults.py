@@ -140,8 +140,6 @@ def lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip() and "\r" not in line and "it/s" not in line]
 
 
-
-
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("limit", [100, 8000], ids=["TensorBoard", "checkpoint"])
 def test_an_output_that_cannot_be_written_is_one_line(limit: int, tiny_overrides: list[str], tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def spoil_keys(folder: Path) -> None:
         (spoil_bytes, r"values\.txt has checksum \w{16}, its manifest says \w{16}"),
         (spoil_file, r"ids\.txt has checksum no file"),
         (spoil_manifest, r"unreadable manifest\.json \(JSONDecodeError\)"),
-        (spoil_keys, r"unreadable manifest\.json \(KeyError\)"),
+        (spoil_keys, r"its list of files is damaged"),
     ],
 )
 def test_damage_is_named_and_never_built_over(tmp_path: Path, spoil: Any, message: str) -> None:
