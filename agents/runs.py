@@ -174,7 +174,7 @@ def machine(process: Distillation) -> dict[str, Any]:
     return {
         "device": str(process.device),
         "threads": torch.get_num_threads(),
-        "amp": str(process.prepared.amp or "off").removeprefix("torch."),
+        **process.prepared.engine.told,
     }
 
 

@@ -507,7 +507,7 @@ def main() -> None:
         "threads": args.threads,
         "steps": steps,
         "turns": args.turns,
-        "amp": str(ways.process("stored").prepared.amp or "off").removeprefix("torch."),
+        **ways.process("stored").prepared.engine.told,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "load": os.getloadavg()[0],

@@ -9,12 +9,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -42,6 +45,41 @@ def isolated_rng(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where and how models compute.
+
+    Attributes:
+        device: on which they and their batches lie.
+        amp: autocast type; None: full precision.
+        trim: classifiers that read the first token alone compute their last layer for it alone, see `trim_last_layer`.
+    """
+
+    device: torch.device
+    amp: torch.dtype | None = None
+    trim: bool = True
+
+    @classmethod
+    def pick(cls, device: str, amp: str, trim: bool) -> Engine:
+        """From the settings of a run."""
+        place = pick_device(device)
+        return cls(place, pick_amp(amp, place), trim)
+
+    @property
+    def form(self) -> str:
+        """What the last digits depend on beside the device: part of fingerprints."""
+        return str(self.amp) if not self.trim else f"{self.amp}, trimmed"
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The form in words, for results and checkpoints."""
+        return {"amp": str(self.amp or "off").removeprefix("torch."), "trim": self.trim}
+
+    def autocast(self) -> torch.autocast:
+        """A context in which forwards run."""
+        return torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
 
 
 def pick_device(name: str) -> torch.device:
@@ -303,6 +341,60 @@ def takes_token_types(model: Any) -> bool:
     return "token_type_ids" in inspect.signature(model.forward).parameters and (
         kinds > 1 or model.config.model_type == "xlnet"
     )
+
+
+FIRST_TOKEN_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+
+
+def trim_last_layer(model: Any) -> bool:
+    """Let a classifier that reads the first token alone compute its last layer for that token alone.
+
+    The last layer's other outputs are read by nobody, but cost as much as a whole layer: logits and gradients are the
+    same but for rounding. Dropout draws fewer numbers. Weights and their names stay as they are, so what is saved is
+    an ordinary checkpoint.
+
+    Returns:
+        Whether it was done: not for other families, and not where the trimmed model says something else.
+    """
+    known = model.config.model_type in FIRST_TOKEN_FAMILIES and not model.config.is_decoder
+    if not known or model.config._attn_implementation not in ("sdpa", "eager"):
+        return False
+    layer = model.base_model.encoder.layer[-1]
+    with torch.no_grad():
+        ids = torch.arange(6, device=model.device).view(2, 3) % model.config.vocab_size
+        mask = torch.ones_like(ids)
+        mask[0, 2] = 0
+        whole = model(input_ids=ids, attention_mask=mask).logits
+        layer.forward = MethodType(_first_token_forward, layer)
+        try:
+            same = torch.allclose(model(input_ids=ids, attention_mask=mask).logits, whole, rtol=1e-3, atol=1e-4)
+        except (AttributeError, TypeError, RuntimeError):  # a release of transformers that builds its layers otherwise
+            same = False
+    if not same:
+        del layer.forward
+    return same
+
+
+def _first_token_forward(
+    layer: Any, hidden_states: Tensor, attention_mask: Tensor | None, *_: Any, **__: Any
+) -> Tensor:
+    """`BertLayer.forward` for the first token's query: states `[B,1,H]` from `[B,L,H]`; the mask is `[B or 1,1,L or 1,L]`."""
+    attention = layer.attention.self
+    first = hidden_states[:, :1]
+
+    def heads(states: Tensor) -> Tensor:
+        return states.view(*states.shape[:2], -1, attention.attention_head_size).transpose(1, 2)
+
+    context = F.scaled_dot_product_attention(
+        heads(attention.query(first)),
+        heads(attention.key(hidden_states)),
+        heads(attention.value(hidden_states)),
+        attn_mask=None if attention_mask is None else attention_mask[:, :, :1],
+        dropout_p=attention.dropout.p if layer.training else 0.0,
+        scale=attention.scaling,
+    )
+    out: Tensor = layer.feed_forward_chunk(layer.attention.output(context.transpose(1, 2).flatten(2), first))
+    return out
 
 
 def check_length(model: Any, max_length: int, what: str) -> None:

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import cache
+from . import cache, parallel
 from .losses import distillation_loss, soft_labels
-from .models import build_student, pick_amp, pick_device
+from .models import Engine, build_student
 from .settings import ProcessSettings, UserError, check, digest
 from .signals import LiveSignals, Source, StoredSignals, TeacherSignals, make_encoder
 from .student import Student
@@ -37,10 +37,9 @@ class Prepared:
 
     def __init__(self, settings: ProcessSettings) -> None:
         self.settings, self.home = settings, settings.home_dir
-        self.device = pick_device(settings.device)
-        self.amp = pick_amp(settings.amp, self.device)
+        self.engine = Engine.pick(settings.device, settings.amp, settings.trim)
         self.task: Task = load_task(settings.task, settings.data_dir)
-        self.encoder: Source = make_encoder(settings.encoder, self.device, self.amp)
+        self.encoder: Source = make_encoder(settings.encoder, self.engine)
         self.teachers: list[Source] = []
         self._signals: dict[str, TeacherSignals] = {}
 
@@ -48,7 +47,7 @@ class Prepared:
         """Load or fine-tune the teachers, and store what they say of train."""
         started = time.perf_counter()
         s = self.settings
-        self.teachers = load_pool(s.teachers, self.task, self.home, self.device, self.amp)
+        self.teachers = load_pool(s.teachers, self.task, self.home, self.engine)
         self.teacher_fit_s = time.perf_counter() - started
         started = time.perf_counter()
         self.signals("train")
@@ -103,10 +102,11 @@ def prepare(settings: ProcessSettings, first: Callable[[Task], None] | None = No
         settings.encoder,
         settings.device,
         settings.amp,
+        settings.trim,
         settings.data_dir,
         settings.home,
     )
-    key = digest([asdict(p) if not isinstance(p, str | None) else p for p in parts])
+    key = digest([p if isinstance(p, str | bool | None) else asdict(p) for p in parts])
     prepared = _PREPARED.get(key) or Prepared(settings)
     if first is not None:
         first(prepared.task)
@@ -133,6 +133,7 @@ class Current:
     signals: TeacherSignals
     temperature: float  # of the loss
     _asked: tuple[np.ndarray, Tensor] | None = None
+    ahead: tuple[int, Tensor] | None = None  # the student's logits on it, and the version of the weights that gave them
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -201,10 +202,10 @@ class Distillation:
             born.append(build_student(settings.student, task.label_names, vocabulary_texts(task), settings.seed))
 
         self.prepared = prepare(settings, build)
-        self.task, self.device = self.prepared.task, self.prepared.device
+        self.task, self.device = self.prepared.task, self.prepared.engine.device
         self.signals = self.prepared.signals("train")
         model, tokenizer = born[0]
-        self.student = Student(model, tokenizer, settings.student, self.device, self.prepared.amp)
+        self.student = Student(model, tokenizer, settings.student, self.prepared.engine)
         self.train_split: Split = self.task.splits["train"].require("train")
         self.labels = self.train_split.labels
         self._tokens: dict[str, TokenizedSplit] = {}
@@ -263,6 +264,22 @@ class Distillation:
             temperature=self.settings.loss.temperature,
         )
 
+    def look_ahead(self) -> Tensor:
+        """The student's logits on the coming batch, `[B,C]`, detached and without dropout.
+
+        Where the step would compute the very same (no dropout, one process), it takes these: the look is free.
+        """
+        now, student = self.current, self.student
+        assert now is not None, "begin() comes before look_ahead()"
+        if now.ahead is None or now.ahead[0] != student.version:
+            with torch.set_grad_enabled(self._shares_forwards):
+                now.ahead = student.version, student.forward(now.inputs)
+        return now.ahead[1].detach()
+
+    @property
+    def _shares_forwards(self) -> bool:
+        return not self.student.random and parallel.world() == 1
+
     def step(self, actions: np.ndarray) -> tuple[Tensor, Tensor]:
         """Train on the current batch with subsets or weights `actions` `[B,K]`, then load the next batch.
 
@@ -273,10 +290,13 @@ class Distillation:
         assert now is not None, "begin() comes before step()"
         chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)
         soft = now.soft_for(actions)  # before the student's forward: teachers need no gradients to be kept
+        seen = now.ahead if self._shares_forwards else None
+        ahead = seen[1] if seen is not None and seen[0] == self.student.version else None
         with self._own_rng():
             out = self.student.step(
-                now.inputs, lambda logits: distillation_loss(logits, now.gold, chosen, soft, self.settings.loss)
+                now.inputs, lambda logits: distillation_loss(logits, now.gold, chosen, soft, self.settings.loss), ahead
             )
+        now.ahead = None  # its graph is used up
         self.current = self.load(self.stream.next())
         return out
 
@@ -363,8 +383,7 @@ class Distillation:
             copy.deepcopy(self.student.model),
             self.student.tokenizer,
             self.settings.student,
-            self.device,
-            self.prepared.amp,
+            self.prepared.engine,
         )
         other.stream = Stream(self.stream.lengths, self.stream.batch_size, 0, self.stream.group)
         other.set_state(*self.state())
@@ -383,7 +402,7 @@ class Distillation:
             "loss": asdict(s.loss),
             "batches": [s.budget.batch_size, s.budget.group_lengths, self.warm_budget],
             "seed": s.seed,
-            "amp": str(self.prepared.amp),
+            "amp": self.prepared.engine.form,
             "device": self.device.type,
             "threads": torch.get_num_threads(),
         }

@@ -23,7 +23,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import cache, parallel
-from .models import check_length, check_tokens, load_config, load_encoder, load_tokenizer, resolve, takes_token_types
+from .models import (
+    Engine,
+    check_length,
+    check_tokens,
+    load_config,
+    load_encoder,
+    load_tokenizer,
+    resolve,
+    takes_token_types,
+)
 from .settings import EncoderSettings, UserError, check, digest
 from .tasks import Split
 from .tokens import Batch, TokenizedSplit, run_over, run_rows
@@ -274,12 +283,12 @@ class BagEncoder:
 class TransformerEncoder:
     """A pretrained encoder, used as it is: the mean of its last states over the tokens, or the first token's (the paper's [CLS])."""
 
-    def __init__(self, settings: EncoderSettings, device: torch.device, amp: torch.dtype | None) -> None:
-        self.settings, self.device, self.amp = settings, device, amp
+    def __init__(self, settings: EncoderSettings, engine: Engine) -> None:
+        self.settings, self.engine = settings, engine
         self.folder = resolve(str(settings.path), "encoder")
         self.name = "encoder"
         self.fingerprint = digest(
-            cache.folder_fingerprint(self.folder), settings.pooling, settings.max_length, str(amp)
+            cache.folder_fingerprint(self.folder), settings.pooling, settings.max_length, str(engine.amp)
         )
         config = load_config(self.folder, "encoder")
         self.width = int(config.hidden_size)
@@ -297,10 +306,10 @@ class TransformerEncoder:
 
     def _tokens(self, split: Split) -> TokenizedSplit:
         if self._model is None:
-            self._model = load_encoder(self.folder, "encoder").to(self.device)
+            self._model = load_encoder(self.folder, "encoder").to(self.engine.device)
         if self._prepared is None or self._prepared[0] != split.fingerprint:
             tokenizer, types = load_tokenizer(self.folder, "encoder"), takes_token_types(self._model)
-            tokens = TokenizedSplit.build(split.texts, tokenizer, self.settings.max_length, self.device, types)
+            tokens = TokenizedSplit.build(split.texts, tokenizer, self.settings.max_length, self.engine.device, types)
             check_tokens(self._model, tokenizer, int(tokens.ids.max()))
             self._prepared = split.fingerprint, tokens
         return self._prepared[1]
@@ -310,7 +319,7 @@ class TransformerEncoder:
         self._model = self._prepared = None
 
     def _pool(self, batch: Batch) -> Tensor:
-        with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
+        with self.engine.autocast():
             states: Tensor = self._model(**batch).last_hidden_state.float()
         mask = batch["attention_mask"].unsqueeze(-1).float()
         if self.settings.pooling == "mean":
@@ -319,12 +328,12 @@ class TransformerEncoder:
         return states[torch.arange(len(states), device=states.device), first]
 
 
-def make_encoder(settings: EncoderSettings, device: torch.device, amp: torch.dtype | None) -> Source:
+def make_encoder(settings: EncoderSettings, engine: Engine) -> Source:
     """The encoder that the settings describe."""
     if settings.kind == "bag":
         return BagEncoder(settings.dim)
     try:
-        return TransformerEncoder(settings, device, amp)
+        return TransformerEncoder(settings, engine)
     except AttributeError as error:
         raise UserError(
             f"encoder: {settings.path} is not an encoder with a hidden size ({type(error).__name__})"

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import parallel
-from .models import check_tokens, takes_token_types
+from .models import Engine, check_tokens, takes_token_types, trim_last_layer
 from .settings import NotFinite, StudentSettings
 from .tokens import Batch, TokenizedSplit, run_over
 
@@ -30,7 +30,7 @@ class Student:
     Args:
         model: any `transformers` sequence classifier.
         settings: optimiser, schedule, clipping.
-        device, amp: where it computes, and the autocast type (None: full precision).
+        engine: where and how it computes.
     """
 
     def __init__(
@@ -38,11 +38,13 @@ class Student:
         model: Any,
         tokenizer: Any,
         settings: StudentSettings,
-        device: torch.device,
-        amp: torch.dtype | None = None,
+        engine: Engine,
     ) -> None:
+        device = engine.device
         self.model, self.tokenizer, self.settings = model.to(device).eval(), tokenizer, settings
-        self.device, self.amp = device, amp
+        self.engine, self.device = engine, device
+        if engine.trim:
+            trim_last_layer(model)
         if settings.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
         self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -88,14 +90,21 @@ class Student:
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits `[B,C]` in float32, under autocast if it is on."""
-        with self._autocast():
+        with self.engine.autocast():
             return self.model(**batch).logits.float()
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
+    @property
+    def version(self) -> int:
+        """A number that grows whenever a weight is written: equal numbers, equal weights."""
+        return sum(p._version for p in self.params)
 
-    def step(self, batch: Batch, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def step(
+        self, batch: Batch, loss: Callable[[Tensor], Tensor], ahead: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One optimiser step on the mean of `loss(logits)` `[B]`; several processes take a part of the rows each.
+
+        Args:
+            ahead: `forward(batch)` at the present weights, when somebody has looked already; its graph is used up.
 
         Returns:
             The logits `[B,C]` before the step and the per-instance losses `[B]`, both detached and still on the device.
@@ -106,7 +115,7 @@ class Student:
         if self.random:
             self.model.train()
         if parallel.world() == 1:
-            logits = self.forward(batch)
+            logits = self.forward(batch) if ahead is None else ahead
             losses = loss(logits)
             mean = losses.mean()
             mean.backward()
@@ -224,7 +233,7 @@ class Student:
         noisy or rounded (dropout, autocast) clean ones are computed here.
         """
         if method == "auto":
-            method = "finite" if self.amp is None else "exact"
+            method = "finite" if self.engine.amp is None else "exact"
         if method == "exact":
             base = {n: p.detach() for n, p in self.named.items()}
 
@@ -232,7 +241,7 @@ class Student:
                 return functional_call(self.model, params, kwargs=batch).logits.float()
 
             # The fused attention kernels have no forward-mode rule.
-            with torch.no_grad(), self._autocast(), sdpa_kernel(SDPBackend.MATH):
+            with torch.no_grad(), self.engine.autocast(), sdpa_kernel(SDPBackend.MATH):
                 tangent: Tensor = torch.func.jvp(run, (base,), (direction,))[1]
             return lambda logits: tangent
         with torch.no_grad():
@@ -242,7 +251,7 @@ class Student:
             if method == "central":
                 both = (ahead - self._shifted(along, -eps, batch)) / (2 * eps)
                 return lambda logits: both
-            clean = self.model(**batch).logits if self.random or self.amp is not None else None
+            clean = self.model(**batch).logits if self.random or self.engine.amp is not None else None
         return lambda logits: (ahead - (logits if clean is None else clean)) / eps
 
     def _shifted(self, along: list[Tensor], eps: Tensor, batch: Batch) -> Tensor:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from . import cache
 from .losses import label_loss
 from .models import (
+    Engine,
     check_length,
     fresh_classifier,
     isolated_rng,
@@ -49,12 +50,11 @@ class ModelTeacher:
         folder: Path,
         fingerprint: str,
         task: Task,
-        device: torch.device,
-        amp: torch.dtype | None,
+        engine: Engine,
     ) -> None:
         self.name, self.folder, self.width = spec.name, folder, task.num_classes
-        self.spec, self.label_names, self.device, self.amp = spec, task.label_names, device, amp
-        self.fingerprint = digest(fingerprint, spec.labels, task.label_names, spec.max_length, str(amp))
+        self.spec, self.label_names, self.engine = spec, task.label_names, engine
+        self.fingerprint = digest(fingerprint, spec.labels, task.label_names, spec.max_length, engine.form)
         self._student: Student | None = None
         self._order: list[int] = []
         self._prepared: tuple[str, TokenizedSplit] | None = None
@@ -89,8 +89,7 @@ class ModelTeacher:
                 model,
                 load_tokenizer(self.folder, what),
                 StudentSettings(max_length=self.spec.max_length),
-                self.device,
-                self.amp,
+                self.engine,
             )
         return self._student
 
@@ -202,9 +201,7 @@ def folds_of(train: Split, folds: int) -> np.ndarray:
     return fold
 
 
-def load_pool(
-    settings: TeachersSettings, task: Task, home: Path, device: torch.device, amp: torch.dtype | None
-) -> list[Source]:
+def load_pool(settings: TeachersSettings, task: Task, home: Path, engine: Engine) -> list[Source]:
     """Every teacher of the pool, in order; those that need fine-tuning and are not kept yet are fine-tuned now."""
     check(
         settings.folds == 0 or any(_learns_train(spec) for spec in settings.pool),
@@ -216,7 +213,7 @@ def load_pool(
     ready = sorted(
         settings.pool, key=lambda spec: spec.probs is None and not spec.fitted
     )  # mistakes there cost nothing
-    teachers = {spec.name: load_teacher(spec, task, home, device, amp, settings.folds) for spec in ready}
+    teachers = {spec.name: load_teacher(spec, task, home, engine, settings.folds) for spec in ready}
     return [teachers[spec.name] for spec in settings.pool]
 
 
@@ -224,9 +221,7 @@ def _learns_train(spec: TeacherSettings) -> bool:
     return not spec.fitted and spec.probs is None and spec.pool is None
 
 
-def load_teacher(
-    spec: TeacherSettings, task: Task, home: Path, device: torch.device, amp: torch.dtype | None, folds: int = 0
-) -> Source:
+def load_teacher(spec: TeacherSettings, task: Task, home: Path, engine: Engine, folds: int = 0) -> Source:
     """One teacher, fine-tuned on the task's train split (or on its pool) unless it is given fitted or as a file.
 
     With `folds`, a teacher fine-tuned on train is cross-fitted; the others never saw train here, and stay as they are.
@@ -237,23 +232,21 @@ def load_teacher(
     if spec.fitted:
         folder = resolve(str(spec.path), what)
         _check_outputs(folder, task, spec)
-        return ModelTeacher(spec, folder, cache.folder_fingerprint(folder), task, device, amp)
+        return ModelTeacher(spec, folder, cache.folder_fingerprint(folder), task, engine)
     check(
         spec.pool is None or spec.pool in task.pools,
         f"{what}: task {task.name} has no pool {spec.pool!r}; it has {', '.join(task.pools) or 'none'}",
     )
     data = task.splits["train"] if spec.pool is None else task.pools[spec.pool]
     if not folds or not _learns_train(spec):
-        return _fine_tuned(spec, task, data, home, device, amp)
+        return _fine_tuned(spec, task, data, home, engine)
     fold = folds_of(data, folds)  # before anything is trained: it may refuse
-    whole = _fine_tuned(spec, task, data, home, device, amp)
+    whole = _fine_tuned(spec, task, data, home, engine)
     rest = [data.take(np.flatnonzero(fold != i)) for i in range(folds)]
-    return FoldedTeacher(whole, [_fine_tuned(spec, task, part, home, device, amp) for part in rest], data, fold)
+    return FoldedTeacher(whole, [_fine_tuned(spec, task, part, home, engine) for part in rest], data, fold)
 
 
-def _fine_tuned(
-    spec: TeacherSettings, task: Task, data: Split, home: Path, device: torch.device, amp: torch.dtype | None
-) -> Source:
+def _fine_tuned(spec: TeacherSettings, task: Task, data: Split, home: Path, engine: Engine) -> Source:
     """The teacher fine-tuned on `data`, from the cache or made now."""
     base = resolve(spec.path, f"teacher {spec.name}") if spec.path else None
     facts = {
@@ -263,11 +256,11 @@ def _fine_tuned(
         "data": data.labelled_fingerprint,
         "vocabulary": None if base else _vocabulary_fingerprint(task),
         "labels": list(task.label_names),
-        "amp": str(amp),
+        "amp": engine.form,
     }
     folder = home / "teachers" / f"{task.name}-{spec.name}-{digest(facts)}"
-    manifest = cache.entry(folder, facts, lambda temporary: fit(spec, task, data, base, temporary, device, amp))
-    return ModelTeacher(spec, folder, digest(manifest["files"]), task, device, amp)
+    manifest = cache.entry(folder, facts, lambda temporary: fit(spec, task, data, base, temporary, engine))
+    return ModelTeacher(spec, folder, digest(manifest["files"]), task, engine)
 
 
 def _check_outputs(folder: Path, task: Task, spec: TeacherSettings) -> None:
@@ -293,8 +286,7 @@ def fit(
     data: Split,
     base: Path | None,
     folder: Path,
-    device: torch.device,
-    amp: torch.dtype | None,
+    engine: Engine,
 ) -> dict[str, Any]:
     """Fine-tune one teacher on `data` and write it to `folder` in transformers format; returns facts for its manifest."""
     data.require("train", "pool")
@@ -313,9 +305,9 @@ def fit(
     how = StudentSettings(
         lr=spec.lr, schedule="linear", warmup=0.06, max_length=spec.max_length, freeze_embeddings=spec.freeze_embeddings
     )
-    student = Student(model, tokenizer, how, device, amp)
+    student = Student(model, tokenizer, how, engine)
     tokens = student.tokenize(data.texts)
-    labels = torch.from_numpy(data.labels).to(device)
+    labels = torch.from_numpy(data.labels).to(engine.device)
     stream = Stream(tokens.lengths, min(spec.batch_size, len(data)), spec.seed)
     steps = max(1, spec.epochs * len(data) // stream.batch_size)
     student.begin(steps)
@@ -324,7 +316,7 @@ def fit(
         with isolated_rng(spec.seed):
             for _ in tqdm(range(steps), desc=f"fine-tuning {what}", unit="step", disable=None, leave=False):
                 rows = stream.next()
-                gold = labels[torch.from_numpy(rows).to(device)]
+                gold = labels[torch.from_numpy(rows).to(engine.device)]
                 student.step(tokens.batch(rows), label_loss(gold))
         student.check_weights()
     except NotFinite:

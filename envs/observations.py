@@ -81,10 +81,10 @@ class Observation:
 
     def _student_parts(self, out: np.ndarray) -> None:
         """Write the parts that need a forward of the student."""
-        now = self.process.current
+        now, logits = self.process.current, self.process.look_ahead()
         assert now is not None
         with torch.inference_mode():
-            log_probs = F.log_softmax(self.process.student.forward(now.inputs), -1)
+            log_probs = F.log_softmax(logits, -1)
             loss = -log_probs.gather(1, now.gold[:, None])
             teachers = torch.from_numpy(now.log_probs).to(log_probs.device)
             # KL(teacher k || student): what the student would have to learn from each of them

@@ -1,8 +1,8 @@
 """Rewards by name: how much a student step was worth, and how that is credited to the rows of the batch.
 
 `validation_gain` is V(after) - V(before) on the reward split. `paper1`, `paper2` and `paper3` are the rewards that are
-known of the paper (arXiv 2012.06048), measured on the batch after the step. Every reward is one scalar a step, shared by
-the rows, unless `validation_gain` is asked for `influence` credit.
+known of the paper (arXiv 2012.06048), measured after the step on the batch learnt from, or (`paper1`) on the one to come.
+Every reward is one scalar a step, shared by the rows, unless `validation_gain` is asked for `influence` credit.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class RewardSettings:
     metric: str = "loss"  # V: minus mean cross-entropy (nats), or accuracy
     every: int = 8  # student steps between two measurements; `reward=paper1` and the like say 1
     size: int | None = 512  # reward instances that are measured (fixed, stratified); none: all
+    at: str = "batch"  # paper1 only: measured on the `batch` learnt from, or on the `next` one, whose forward the next step needs anyway
     credit: str = "shared"  # shared, or influence: per row, first order
     direction_size: int = 64  # reward instances behind the gradient v of influence credit, drawn anew each time
     direction_every: int = 1  # student steps that one v serves
@@ -48,6 +49,7 @@ class RewardSettings:
     def __post_init__(self) -> None:
         one_of(self.name, REWARDS, "reward.name")
         one_of(self.metric, ("loss", "accuracy"), "reward.metric")
+        one_of(self.at, ("batch", "next"), "reward.at")
         one_of(self.credit, ("shared", "influence"), "reward.credit")
         one_of(self.method, ("auto", "finite", "central", "exact"), "reward.method")
         for key in ("every", "direction_size", "direction_every"):
@@ -58,6 +60,10 @@ class RewardSettings:
         check(0 <= self.direction_decay < 1, f"reward.direction_decay={self.direction_decay} must lie in [0, 1)")
         check(self.horizon >= 0, f"reward.horizon={self.horizon} must not be negative")
         check(0 <= self.accuracy_weight <= 1, f"reward.accuracy_weight={self.accuracy_weight} must lie in [0, 1]")
+        check(
+            self.at == "batch" or self.name == "paper1",
+            f"reward.at=next goes with paper1, not with {self.name}: what the next batch's teachers say is not chosen yet",
+        )
         check(
             self.credit == "shared" or self.name == "validation_gain",
             f"reward.credit=influence goes with validation_gain, not with {self.name}",
@@ -296,11 +302,15 @@ class Reward:
         return flat[:, 0], flat[:, 1:].astype(np.float32)
 
     def _paper(self, batch: Current, actions: np.ndarray) -> float:
-        """`paper1` = -CE; `paper2` = -CE - KD; `paper3` = paper2 mixed with accuracy on the reward split. Student after the step.
+        """`paper1` = -CE (on the next batch if so asked); `paper2` = -CE - KD; `paper3` = paper2 mixed with accuracy on the reward split. Student after the step.
 
         KD is `T^2 KL(q || student)` for the chosen teachers, 0 for a row without any; means over the batch, nats.
         """
         s, student = self.settings, self.process.student
+        if s.at == "next":
+            coming = self.process.current
+            assert coming is not None
+            return -F.cross_entropy(self.process.look_ahead(), coming.gold).item()
         with torch.inference_mode():
             logits = student.forward(batch.inputs)
             reward = -F.cross_entropy(logits, batch.gold)

@@ -512,7 +512,7 @@ def kept(
     home = Path(shutil.copytree(built, place / "home"))
     settings = settings_of(tiny_config, home)
     distillation, spec = Distillation(settings), settings.teachers.pool[0]
-    task, amp = distillation.task, distillation.prepared.amp
+    task, engine = distillation.task, distillation.prepared.engine
     split = numbers(300)
     array = stored(Said(place / "log"), split, home)
 
@@ -535,7 +535,7 @@ def kept(
         "signals": Kept(array.folder, used(lambda: read(place / "log", split, home))),
         "teacher": Kept(
             of("teachers", f"*-{spec.name}-*"),
-            used(lambda: teachers.load_teacher(spec, task, home, torch.device("cpu"), amp).fingerprint),
+            used(lambda: teachers.load_teacher(spec, task, home, engine).fingerprint),
         ),
         "warm": Kept(of("warm", "*"), used(lambda: [w.tolist() for w in Distillation(settings).warm])),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ from distill.models import (
     pick_amp,
     pick_device,
     resolve,
+    trim_last_layer,
     word_tokenizer,
 )
 from distill.settings import StudentSettings, UserError
@@ -252,6 +254,92 @@ def test_build_student(zoo: dict[str, Path], kind: str) -> None:
     assert not torch.equal(model.classifier.weight, other.classifier.weight)
     assert len(tokenizer) == model.config.vocab_size
     assert not any(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
+
+
+# --- the last layer where it is read ----------------------------------------------------------------------------------
+
+FAMILIES = {
+    "bert": (transformers.BertForSequenceClassification, transformers.BertConfig),
+    "roberta": (transformers.RobertaForSequenceClassification, transformers.RobertaConfig),
+    "xlm-roberta": (transformers.XLMRobertaForSequenceClassification, transformers.XLMRobertaConfig),
+    "camembert": (transformers.CamembertForSequenceClassification, transformers.CamembertConfig),
+    "electra": (transformers.ElectraForSequenceClassification, transformers.ElectraConfig),
+}
+
+
+@pytest.fixture
+def batch() -> dict[str, Any]:
+    ids = torch.randint(3, 40, (5, 9), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(9) < torch.tensor([9, 3, 5, 1, 8])[:, None]).long()
+    return {"input_ids": torch.where(mask > 0, ids, 1), "attention_mask": mask}
+
+
+def classifier(family: str, **more: Any) -> Any:
+    model, config = FAMILIES[family]
+    torch.manual_seed(3)
+    sized = {**SMALL, "num_hidden_layers": 2, "vocab_size": 40, "embedding_size": 16, "initializer_range": 0.3}
+    return model(config(**sized, **more)).eval()
+
+
+def slopes(model: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
+    loss = model(**batch).logits.square().sum()
+    return [g for g in torch.autograd.grad(loss, list(model.parameters()), allow_unused=True) if g is not None]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trimmed_classifier_says_the_same(family: str, attention: str, batch: dict[str, Any]) -> None:
+    """Logits and gradients, with padding; its last layer computes one token a row."""
+    model = classifier(family, attn_implementation=attention)
+    with torch.no_grad():
+        logits = model(**batch).logits
+    gradients, names = slopes(model, batch), list(model.state_dict())
+    assert trim_last_layer(model)
+    shapes = []
+    model.base_model.encoder.layer[-1].output.register_forward_hook(lambda *call: shapes.append(call[-1].shape))
+    torch.testing.assert_close(model(**batch).logits.detach(), logits, rtol=1e-5, atol=1e-5)
+    assert shapes == [(5, 1, 16)]
+    trimmed = slopes(model, batch)
+    for one, other in zip(trimmed, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert list(model.state_dict()) == names
+
+
+def test_a_copy_of_a_trimmed_classifier_has_its_own_last_layer(batch: dict[str, Any]) -> None:
+    model = classifier("bert")
+    assert trim_last_layer(model)
+    other, logits = copy.deepcopy(model), model(**batch).logits.detach()
+    with torch.no_grad():
+        other.base_model.encoder.layer[-1].attention.self.value.weight.zero_()
+    assert torch.equal(model(**batch).logits.detach(), logits)
+    assert not torch.allclose(other(**batch).logits.detach(), logits)
+
+
+def test_trimming_leaves_the_global_generator_alone() -> None:
+    model = classifier("bert")
+    before = torch.get_rng_state()
+    assert trim_last_layer(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["albert", "xlnet"])
+def test_other_families_stay_whole(zoo: dict[str, Path], name: str) -> None:
+    model = load_classifier(zoo[name], ["a", "b"], 0, "x")
+    assert not trim_last_layer(model)
+
+
+@pytest.mark.parametrize("how", ["reads all tokens", "other layers"])
+def test_what_would_say_something_else_stays_whole(how: str, batch: dict[str, Any]) -> None:
+    model = classifier("bert")
+    if how == "reads all tokens":
+        pooler = model.bert.pooler
+        pooler.forward = lambda states: pooler.dense(states).tanh().mean(1)
+    else:
+        model.bert.encoder.layer[-1].attention.self.scaling = "?"
+        model.bert.encoder.layer[-1].attention.self.forward = lambda states, **_: (states, None)
+    logits = model(**batch).logits.detach()
+    assert not trim_last_layer(model)
+    assert torch.equal(model(**batch).logits.detach(), logits)
 
 
 def test_building_leaves_the_global_generator_alone(zoo: dict[str, Path]) -> None:

@@ -65,6 +65,51 @@ def test_the_same_actions_give_the_same_student(tiny: Distillation, make: Make) 
     assert not same(first, run(tiny, 3, flipped)), "one bit"
 
 
+def test_a_look_ahead_is_what_the_step_sees_and_costs_it_no_forward(
+    tiny: Distillation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = run(tiny, 3, actions(0))
+    forwards: list[int] = []
+    forward = tiny.student.forward
+    monkeypatch.setattr(tiny.student, "forward", lambda batch: (forwards.append(1), forward(batch))[1])
+    tiny.begin(3)
+    for a in actions(0):
+        seen = tiny.look_ahead()
+        assert torch.equal(tiny.look_ahead(), seen)
+        assert not seen.requires_grad
+        logits, _ = tiny.step(a)
+        assert torch.equal(logits, seen)
+    assert same(tiny.student.weights(), wanted)
+    assert len(forwards) == len(actions(0))
+
+
+def test_a_look_at_weights_that_were_changed_since_is_not_used(tiny: Distillation) -> None:
+    tiny.begin(3)
+    tiny.step(actions(0)[0])
+    seen = tiny.look_ahead()
+    other = [w + 0.1 for w in tiny.student.weights()]
+    tiny.student.restore(other)
+    assert not torch.allclose(tiny.look_ahead(), seen)
+    tiny.look_ahead()
+    tiny.student.restore(tiny.warm)
+    logits, _ = tiny.step(actions(0)[1])
+    tiny.begin(3)
+    tiny.step(actions(0)[0])
+    tiny.student.restore(tiny.warm)
+    assert torch.equal(tiny.step(actions(0)[1])[0], logits)
+
+
+def test_with_dropout_a_look_is_clean_and_the_step_draws_its_own(make: Make) -> None:
+    d = make("student.dropout=0.3")
+    wanted = run(d, 3, actions(0))
+    d.begin(3)
+    for a in actions(0):
+        seen = d.look_ahead()
+        assert torch.equal(seen, d.student.forward(d.current.inputs).detach())
+        assert not torch.equal(d.step(a)[0], seen)
+    assert same(d.student.weights(), wanted)
+
+
 def test_kinds_of_actions(tiny: Distillation) -> None:
     first = run(tiny, 3, actions(0))
     for kind in (np.int8, bool, np.float64):

@@ -17,6 +17,7 @@ import transformers
 from hypothesis import strategies as st
 
 from distill import signals
+from distill.models import Engine
 from distill.settings import EncoderSettings, TeacherSettings, UserError
 from distill.signals import (
     BagEncoder,
@@ -31,7 +32,7 @@ from distill.signals import (
 from distill.tasks import Split, Task
 from distill.teachers import load_teacher
 
-CPU = torch.device("cpu")
+CPU = Engine(torch.device("cpu"))
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -64,8 +65,8 @@ def test_stored_is_live(small_task: Task, home: Path, zoo: dict[str, Path]) -> N
         TeacherSettings(name="live-a", config=config, max_length=32, epochs=1),
         TeacherSettings(name="live-b", path=str(zoo["xlnet"]), max_length=32, epochs=1),
     ]
-    teachers = [load_teacher(s, small_task, home, CPU, None) for s in specs]
-    encoder = make_encoder(EncoderSettings(kind="transformer", path=str(zoo["bert"])), CPU, None)
+    teachers = [load_teacher(s, small_task, home, CPU) for s in specs]
+    encoder = make_encoder(EncoderSettings(kind="transformer", path=str(zoo["bert"])), CPU)
     on_disk, live = StoredSignals(split, teachers, encoder, home), LiveSignals(split, teachers, encoder)
     assert on_disk.names == live.names == ("live-a", "live-b")
     assert on_disk.width == live.width == 16
@@ -306,7 +307,7 @@ def test_transformer_encoder(zoo: dict[str, Path], pairs: Any, name: str, poolin
     lengths = [len(tokenizer(*t)["input_ids"]) for t in split.texts]
     limit = int(np.median(lengths))
     assert min(lengths) < limit < max(lengths), "some are padded, some are cut"
-    encoder = TransformerEncoder(EncoderSettings("transformer", str(zoo[name]), pooling, max_length=limit), CPU, None)
+    encoder = TransformerEncoder(EncoderSettings("transformer", str(zoo[name]), pooling, max_length=limit), CPU)
     got = encoder.compute(split)
     assert encoder.width == got.shape[1] == 16
     model = transformers.AutoModel.from_pretrained(zoo[name]).eval()
@@ -321,10 +322,8 @@ def test_transformer_encoder(zoo: dict[str, Path], pairs: Any, name: str, poolin
 
 def test_encoder_fingerprints(zoo: dict[str, Path]) -> None:
     kinds = [("bert", "mean", 24), ("bert", "cls", 24), ("bert", "mean", 25), ("roberta", "mean", 24)]
-    made = [
-        TransformerEncoder(EncoderSettings("transformer", str(zoo[n]), p, max_length=m), CPU, None) for n, p, m in kinds
-    ]
-    made.append(TransformerEncoder(made[0].settings, CPU, torch.bfloat16))
+    made = [TransformerEncoder(EncoderSettings("transformer", str(zoo[n]), p, max_length=m), CPU) for n, p, m in kinds]
+    made.append(TransformerEncoder(made[0].settings, Engine(CPU.device, torch.bfloat16)))
     assert len({e.fingerprint for e in made}) == 5
 
 
@@ -332,10 +331,10 @@ def test_encoder_mistakes(zoo: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"encoder\.kind=transformer needs encoder\.path"):
         EncoderSettings(kind="transformer")
     with pytest.raises(UserError, match=r"encoder: no folder \./nowhere"):
-        make_encoder(EncoderSettings("transformer", "./nowhere"), CPU, None)
+        make_encoder(EncoderSettings("transformer", "./nowhere"), CPU)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"encoder: .*config\.json is not a transformers configuration"):
-        make_encoder(EncoderSettings("transformer", str(tmp_path)), CPU, None)
+        make_encoder(EncoderSettings("transformer", str(tmp_path)), CPU)
 
 
 def test_unit() -> None:

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 import transformers
 
 from distill.losses import label_loss
-from distill.models import fresh_classifier, load_classifier, load_tokenizer, word_tokenizer
+from distill.models import Engine, fresh_classifier, load_classifier, load_tokenizer, word_tokenizer
 from distill.settings import StudentSettings, UserError
 from distill.student import Student
 from distill.tasks import Task
 from distill.teachers import vocabulary_texts
 from distill.tokens import Batch, TokenizedSplit
 
-CPU = torch.device("cpu")
+CPU = Engine(torch.device("cpu"))
 Make = Callable[..., Student]
 
 
@@ -247,7 +247,7 @@ def test_auto_is_finite_in_full_precision_and_exact_under_autocast(make: Make, b
     v = somewhere(student)
     full = student.directional(batch[0], v, "exact")
     assert torch.equal(student.directional(batch[0], v, "auto"), student.directional(batch[0], v, "finite"))
-    student.amp = torch.bfloat16
+    student.engine = Engine(CPU.device, torch.bfloat16)
     auto = student.directional(batch[0], v, "auto")
     assert auto.dtype == torch.float32
     assert torch.equal(auto, student.directional(batch[0], v, "exact"))

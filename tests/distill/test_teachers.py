@@ -17,12 +17,12 @@ import torch
 import transformers
 
 from distill import teachers
-from distill.models import load_classifier
+from distill.models import Engine, load_classifier
 from distill.settings import CorpusSettings, RoleError, TaskSettings, TeacherSettings, TeachersSettings, UserError
 from distill.tasks import Split, Task, load_task
 from distill.teachers import FoldedTeacher, fit, folds_of, load_pool, load_teacher, vocabulary_texts
 
-CPU = torch.device("cpu")
+CPU = Engine(torch.device("cpu"))
 CONFIG = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
@@ -46,14 +46,14 @@ def entries(home: Path) -> list[Path]:
 def test_fitted_once(small_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, real = [], teachers.fit
     monkeypatch.setattr(teachers, "fit", lambda *a: calls.append(a[0].name) or real(*a))
-    one, two = (load_teacher(fresh(), small_task, tmp_path, CPU, None) for _ in range(2))
+    one, two = (load_teacher(fresh(), small_task, tmp_path, CPU) for _ in range(2))
     assert calls == ["t"]
     assert one.fingerprint == two.fingerprint
     dev = small_task.splits["dev"]
     np.testing.assert_array_equal(one.compute(dev), two.compute(dev))
     for change in ({"seed": 1}, {"lr": 2e-2}, {"epochs": 2}, {"pool": "film"}, {"share": 0.5}, {"name": "u"}):
-        load_teacher(fresh(**change), small_task, tmp_path, CPU, None)
-    load_teacher(fresh(), small_task, tmp_path, CPU, torch.bfloat16)
+        load_teacher(fresh(**change), small_task, tmp_path, CPU)
+    load_teacher(fresh(), small_task, tmp_path, Engine(CPU.device, torch.bfloat16))
     assert len(calls) == 8
     assert len(entries(tmp_path)) == 8
 
@@ -63,7 +63,7 @@ def test_fitting_is_reproducible_and_leaves_the_generator_alone(small_task: Task
     for place in ("a", "b"):
         torch.manual_seed(len(outputs))
         before = torch.get_rng_state()
-        teacher = load_teacher(fresh(), small_task, tmp_path / place, CPU, None)
+        teacher = load_teacher(fresh(), small_task, tmp_path / place, CPU)
         outputs.append(teacher.compute(small_task.splits["test"]))
         assert torch.equal(torch.get_rng_state(), before)
     np.testing.assert_array_equal(*outputs)
@@ -71,7 +71,7 @@ def test_fitting_is_reproducible_and_leaves_the_generator_alone(small_task: Task
 
 def test_a_teacher_learns_its_pool(small_task: Task, tmp_path: Path) -> None:
     still = CONFIG | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    teacher = load_teacher(fresh(pool="food", epochs=40, batch_size=8, config=still), small_task, tmp_path, CPU, None)
+    teacher = load_teacher(fresh(pool="food", epochs=40, batch_size=8, config=still), small_task, tmp_path, CPU)
     pool = small_task.pools["food"]
     scores = small_task.scores(teacher.compute(pool), pool.labels)
     assert scores["accuracy"] > 0.95
@@ -80,7 +80,7 @@ def test_a_teacher_learns_its_pool(small_task: Task, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("share", "instances", "steps"), [(1.0, 64, 12), (0.5, 32, 6), (0.01, 2, 3)])
 def test_share(small_task: Task, tmp_path: Path, share: float, instances: int, steps: int) -> None:
-    load_teacher(fresh(share=share, epochs=3, batch_size=16), small_task, tmp_path, CPU, None)
+    load_teacher(fresh(share=share, epochs=3, batch_size=16), small_task, tmp_path, CPU)
     manifest = json.loads((entries(tmp_path)[0] / "manifest.json").read_text())
     assert manifest["instances"] >= (1 if share == 0.01 else instances)
     assert manifest["instances"] <= instances
@@ -90,7 +90,7 @@ def test_share(small_task: Task, tmp_path: Path, share: float, instances: int, s
 @pytest.mark.parametrize("role", ["reward", "dev", "test"])
 def test_fit_refuses_other_roles(small_task: Task, tmp_path: Path, role: str) -> None:
     with pytest.raises(RoleError, match=f"role {role} given where only train or pool"):
-        fit(fresh(), small_task, small_task.splits[role], None, tmp_path, CPU, None)
+        fit(fresh(), small_task, small_task.splits[role], None, tmp_path, CPU)
     assert not list(tmp_path.iterdir())
 
 
@@ -103,7 +103,7 @@ def test_the_vocabulary_is_of_training_texts_alone(small_task: Task) -> None:
 @pytest.mark.parametrize("freeze", [True, False])
 def test_freeze_and_layers(zoo: dict[str, Path], small_task: Task, tmp_path: Path, freeze: bool) -> None:
     spec = TeacherSettings(name="b", path=str(zoo["bert"]), layers=2, epochs=1, lr=1e-2, freeze_embeddings=freeze)
-    load_teacher(spec, small_task, tmp_path, CPU, None)
+    load_teacher(spec, small_task, tmp_path, CPU)
     model = transformers.BertForSequenceClassification.from_pretrained(entries(tmp_path)[0])
     base = transformers.BertModel.from_pretrained(zoo["bert"])
     assert model.config.num_hidden_layers == 2
@@ -115,7 +115,7 @@ def test_freeze_and_layers(zoo: dict[str, Path], small_task: Task, tmp_path: Pat
 
 def test_an_unknown_pool(small_task: Task, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"teacher t: task bundled has no pool 'cars'; it has film, food, hotel"):
-        load_teacher(fresh(pool="cars"), small_task, tmp_path, CPU, None)
+        load_teacher(fresh(pool="cars"), small_task, tmp_path, CPU)
     assert not list(tmp_path.iterdir())
 
 
@@ -147,7 +147,7 @@ def test_no_training_instance_is_judged_by_a_copy_that_saw_it(
     seen, real = [], teachers.fit
     monkeypatch.setattr(teachers, "fit", lambda *a: seen.append(set(a[2].ids.tolist())) or real(*a))
     train, dev = small_task.splits["train"], small_task.splits["dev"]
-    folded = load_teacher(fresh(), small_task, tmp_path, CPU, None, folds=4)
+    folded = load_teacher(fresh(), small_task, tmp_path, CPU, folds=4)
     assert isinstance(folded, FoldedTeacher)
     assert [len(ids) for ids in seen] == [64, 48, 48, 48, 48], "the whole, and four copies on three quarters"
     fold = folds_of(train, 4)
@@ -159,7 +159,7 @@ def test_no_training_instance_is_judged_by_a_copy_that_saw_it(
     rows = np.array([9, 3, 9, 40])
     np.testing.assert_allclose(folded.compute(train.take(rows)), folded.compute(train)[rows], atol=1e-5)
     assert folded.fingerprint != folded.whole.fingerprint
-    again = load_teacher(fresh(), small_task, tmp_path, CPU, None, folds=4)
+    again = load_teacher(fresh(), small_task, tmp_path, CPU, folds=4)
     assert again.fingerprint == folded.fingerprint
     assert len(seen) == 5, "fitted once"
 
@@ -179,7 +179,7 @@ def test_cross_fitting_takes_away_confidence_in_what_was_learnt_by_heart(tmp_pat
     rng = np.random.default_rng(0)
     train = Split("train", train.ids, train.texts, rng.permutation(train.labels))
     task = dataclasses.replace(noisy, splits={**noisy.splits, "train": train})
-    folded = load_teacher(fresh(epochs=30), task, tmp_path, CPU, None, folds=4)
+    folded = load_teacher(fresh(epochs=30), task, tmp_path, CPU, folds=4)
     assert isinstance(folded, FoldedTeacher)
     known, unknown = (
         task.scores(values, train.labels) for values in (folded.whole.compute(train), folded.compute(train))
@@ -193,12 +193,12 @@ def test_only_teachers_that_learn_train_are_cross_fitted(
     small_task: Task, tmp_path: Path, zoo: dict[str, Path]
 ) -> None:
     by_pool = TeachersSettings(pool=[fresh(name="a", pool="film"), fresh(name="b")], folds=2)
-    one, two = load_pool(by_pool, small_task, tmp_path, CPU, None)
+    one, two = load_pool(by_pool, small_task, tmp_path, CPU)
     assert not isinstance(one, FoldedTeacher)
     assert isinstance(two, FoldedTeacher)
     nobody = TeachersSettings(pool=[fresh(pool="film")], folds=2)
     with pytest.raises(UserError, match=r"teachers.folds=2: no teacher of the pool is fine-tuned on train here.*use 0"):
-        load_pool(nobody, small_task, tmp_path, CPU, None)
+        load_pool(nobody, small_task, tmp_path, CPU)
 
 
 def test_folds_that_cannot_be(small_task: Task, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_folds_that_cannot_be(small_task: Task, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"teachers.folds=3: the rarest class has 2 training instances; use fewer folds"
     ):
-        load_teacher(fresh(), rare, tmp_path, CPU, None, folds=3)
+        load_teacher(fresh(), rare, tmp_path, CPU, folds=3)
     assert not entries(tmp_path), "refused before anything is trained"
 
 
@@ -256,7 +256,7 @@ def test_a_fitted_teacher_answers_in_the_tasks_order(
     folder = fitted(*names)
     spec = TeacherSettings(name="f", path=str(folder), fitted=True, labels=given)
     dev = small_task.splits["dev"]
-    got = load_teacher(spec, small_task, tmp_path / "home", CPU, None).compute(dev)
+    got = load_teacher(spec, small_task, tmp_path / "home", CPU).compute(dev)
     np.testing.assert_allclose(got, direct(folder, dev.texts)[:, order], atol=1e-5)
     assert abs(got[:, 0] - got[:, 1]).min() > 0
     assert not (tmp_path / "home").exists(), "nothing is trained, nothing is kept"
@@ -265,7 +265,10 @@ def test_a_fitted_teacher_answers_in_the_tasks_order(
 def test_fitted_fingerprints(fitted: Callable[..., Path], small_task: Task, tmp_path: Path) -> None:
     def of(folder: Path, amp: torch.dtype | None = None, **more: Any) -> str:
         return load_teacher(
-            TeacherSettings(name="f", path=str(folder), fitted=True, **more), small_task, tmp_path, CPU, amp
+            TeacherSettings(name="f", path=str(folder), fitted=True, **more),
+            small_task,
+            tmp_path,
+            Engine(CPU.device, amp),
         ).fingerprint
 
     a, b = fitted("negative", "positive"), fitted("positive", "negative")
@@ -286,14 +289,12 @@ def test_a_teacher_of_another_task_is_refused_at_once(
 ) -> None:
     settings = TeachersSettings(pool=[TeacherSettings(name="f", path=str(fitted(*names)), fitted=True), fresh()])
     with pytest.raises(UserError, match=message):
-        load_pool(settings, small_task, tmp_path / "home", CPU, None)
+        load_pool(settings, small_task, tmp_path / "home", CPU)
     assert not (tmp_path / "home").exists()
 
 
 def test_a_fitted_teacher_without_a_head_is_refused(zoo: dict[str, Path], small_task: Task, tmp_path: Path) -> None:
-    teacher = load_teacher(
-        TeacherSettings(name="f", path=str(zoo["bert"]), fitted=True), small_task, tmp_path, CPU, None
-    )
+    teacher = load_teacher(TeacherSettings(name="f", path=str(zoo["bert"]), fitted=True), small_task, tmp_path, CPU)
     with pytest.raises(UserError, match=r"teacher f: .*not a fine-tuned classifier \(fitted=false fine-tunes it\)"):
         teacher.compute(small_task.splits["dev"])
 
@@ -301,7 +302,7 @@ def test_a_fitted_teacher_without_a_head_is_refused(zoo: dict[str, Path], small_
 def test_a_fitted_teacher_with_a_broken_config(zoo: dict[str, Path], small_task: Task, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"teacher f: .*config\.json"):
-        load_teacher(TeacherSettings(name="f", path=str(tmp_path), fitted=True), small_task, tmp_path, CPU, None)
+        load_teacher(TeacherSettings(name="f", path=str(tmp_path), fitted=True), small_task, tmp_path, CPU)
 
 
 # --- a file of probabilities ------------------------------------------------------------------------------------------
@@ -325,7 +326,7 @@ def written(path: Path, frame: pd.DataFrame) -> str:
 
 
 def from_file(path: str, task: Task) -> Any:
-    return load_teacher(TeacherSettings(name="llm", probs=path), task, Path("unused"), CPU, None)
+    return load_teacher(TeacherSettings(name="llm", probs=path), task, Path("unused"), CPU)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])

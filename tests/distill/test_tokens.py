@@ -13,7 +13,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.models import load_encoder, takes_token_types
+from distill.models import Engine, load_encoder, takes_token_types
 from distill.settings import StudentSettings
 from distill.student import Student
 from distill.tokens import Stream, TokenizedSplit, run_over
@@ -51,7 +51,7 @@ def test_who_takes_token_types(zoo: dict[str, Path], pairs: Any, name: str) -> N
     model = transformers.AutoModelForSequenceClassification.from_pretrained(zoo[name])
     assert takes_token_types(model) == takes_token_types(load_encoder(zoo[name], "x")) == TYPED[name]
     tokenizer = transformers.AutoTokenizer.from_pretrained(zoo[name])
-    student = Student(model, tokenizer, StudentSettings(max_length=32), torch.device("cpu"))
+    student = Student(model, tokenizer, StudentSettings(max_length=32), Engine(torch.device("cpu")))
     batch = student.tokenize(pairs().texts).batch(np.arange(13))
     assert ("token_type_ids" in batch) == TYPED[name]
     with torch.no_grad():

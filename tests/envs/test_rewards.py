@@ -251,6 +251,30 @@ def test_paper_rewards_are_paid_again_until_the_next_measurement(make):
     assert ["measured" in info for info in infos] == [False, False, False, True, False, True]
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_paper1_on_the_next_batch(make, monkeypatch, dropout):
+    """-CE of the batch to come, after the step; without dropout no forward that the next step would not need."""
+    core = make("reward=paper1", "reward.every=1", "reward.at=next", f"student.dropout={dropout}")
+    core.begin(0)
+    forwards, forward, student = [], core.process.student.forward, core.process.student
+    monkeypatch.setattr(student, "forward", lambda batch: (forwards.append(1), forward(batch))[1])
+    steps = 0
+    while not core.process.done:
+        _, rewards, _, _ = core.step(subsets(np.random.default_rng(steps)))
+        coming = core.process.current
+        with torch.no_grad():
+            expected = -F.cross_entropy(forward(coming.inputs), coming.gold).item()
+        np.testing.assert_allclose(rewards, expected, atol=1e-6)
+        steps += 1
+    assert len(forwards) == (2 * steps if dropout else steps + 1)
+
+
+@pytest.mark.parametrize("name", ["paper2", "paper3", "validation_gain"])
+def test_only_paper1_can_be_measured_on_the_next_batch(make, name):
+    with pytest.raises(UserError, match=rf"^reward\.at=next goes with paper1, not with {name}"):
+        make(f"reward={name}", "reward.at=next")
+
+
 @pytest.mark.parametrize("name", ["paper1", "paper2", "paper3"])
 def test_paper_rewards_look_at_the_student_after_the_step(make, name):
     core = make(f"reward={name}", "reward.every=1", "loss.temperature=3", "reward.accuracy_weight=0.4")
