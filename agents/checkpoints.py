@@ -33,7 +33,7 @@ PAUSE, SHARE = 5.0, 0.01  # without `checkpoint_every`: seconds between two at l
 FILE = re.compile(r"(\w+)-(\d+)-([0-9a-f]{16})\.npz")
 OWN_SETTINGS = ("resume", "checkpoint_every")  # no result depends on them
 # These may differ when a run goes on: what they lead to is compared instead, or nothing depends on them.
-FREE = (*OWN_SETTINGS, "home", "data_dir", "experiment", "hints", "device", "threads", "amp", "trim")
+FREE = (*OWN_SETTINGS, "home", "data_dir", "experiment", "hints", "device", "threads", "amp", "fast")
 
 
 @dataclass

@@ -454,7 +454,7 @@ def run(config: dict[str, Any]) -> None:
         "device": results[0]["device"],
         "threads": results[0]["threads"],
         "amp": results[0]["amp"],
-        "trim": results[0]["trim"],
+        "fast": results[0]["fast"],
         "failed": errors,
         "cells": [{k: r[k] for k in r if k not in ("tests", "teachers", "data") and "curve" not in k} for r in results],
         "reproduce": runs.reproduce_line("agents/compare.py"),

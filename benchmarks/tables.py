@@ -58,7 +58,7 @@ def table(results: dict[str, Any], test: str) -> str:
 def comparison(results: dict[str, Any]) -> str:
     """Facts, table and command of a comparison."""
     facts = f"{len(results['seeds'])} seeds, {results['data']['train']} training and {results['data']['test']} test instances, "
-    facts += f"{results['device']}, {results['threads']} torch thread(s) a cell, amp {results['amp']}."
+    facts += f"{results['device']}, {results['threads']} torch thread(s) a cell, amp {results['amp']}, fast={str(results['fast']).lower()}."
     return f"{facts}\n\n{table(results, results['tests'][0])}\n\n```\n{results['reproduce']}\n```"
 
 
@@ -148,6 +148,9 @@ def speed(results: dict[str, Any]) -> str:
         lines.append(line(name, target or "", *ratios))
     lines.append(line("the floor, examples/s", "", *(f"{row['floor']['examples_per_s']:.0f}" for row in rows)))
     lines.append(line("load of the machine at the end", "", *(f"{run['load']:.1f}" for run in runs)))
+    lines += ["", *head("ratio to the same loop as transformers computes it (`fast=false`)", *titles)]
+    for name in (name for name, row in rows[0].items() if "to_plain" in row and not name.startswith("TextBrewer")):
+        lines.append(line(name, *(f"{row[name]['to_plain']:.2f}" for row in rows)))
     peers: list[str] = []
     for run, row in zip(runs, rows, strict=True):
         for r in (r for r in run["rows"] if "distance" in r):

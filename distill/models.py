@@ -15,7 +15,6 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from transformers import (
@@ -26,6 +25,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from . import parallel
 from .settings import StudentSettings, UserError, check, expand, one_of
@@ -54,28 +55,28 @@ class Engine:
     Attributes:
         device: on which they and their batches lie.
         amp: autocast type; None: full precision.
-        trim: classifiers that read the first token alone compute their last layer for it alone, see `trim_last_layer`.
+        fast: whether classifiers compute in the forms of `speed_up`.
     """
 
     device: torch.device
     amp: torch.dtype | None = None
-    trim: bool = True
+    fast: bool = True
 
     @classmethod
-    def pick(cls, device: str, amp: str, trim: bool) -> Engine:
+    def pick(cls, device: str, amp: str, fast: bool) -> Engine:
         """From the settings of a run."""
         place = pick_device(device)
-        return cls(place, pick_amp(amp, place), trim)
+        return cls(place, pick_amp(amp, place), fast)
 
     @property
     def form(self) -> str:
         """What the last digits depend on beside the device: part of fingerprints."""
-        return str(self.amp) if not self.trim else f"{self.amp}, trimmed"
+        return f"{self.amp}, fast" if self.fast else str(self.amp)
 
     @property
     def told(self) -> dict[str, Any]:
         """The form in words, for results and checkpoints."""
-        return {"amp": str(self.amp or "off").removeprefix("torch."), "trim": self.trim}
+        return {"amp": str(self.amp or "off").removeprefix("torch."), "fast": self.fast}
 
     def autocast(self) -> torch.autocast:
         """A context in which forwards run."""
@@ -343,6 +344,14 @@ def takes_token_types(model: Any) -> bool:
     )
 
 
+def speed_up(model: Any, engine: Engine) -> None:
+    """Let a classifier compute the same sums in faster forms: logits and gradients are the same but for rounding."""
+    plain = engine.device.type == "cpu" and engine.amp is not None
+    if plain and getattr(model.config, "_attn_implementation", None) == "sdpa":
+        model.set_attn_implementation("eager")  # the fused kernel's backward in bf16 is the slower one on processors
+    trim_last_layer(model)
+
+
 FIRST_TOKEN_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
@@ -385,15 +394,17 @@ def _first_token_forward(
     def heads(states: Tensor) -> Tensor:
         return states.view(*states.shape[:2], -1, attention.attention_head_size).transpose(1, 2)
 
-    context = F.scaled_dot_product_attention(
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+    context, _ = attend(
+        attention,
         heads(attention.query(first)),
         heads(attention.key(hidden_states)),
         heads(attention.value(hidden_states)),
-        attn_mask=None if attention_mask is None else attention_mask[:, :, :1],
-        dropout_p=attention.dropout.p if layer.training else 0.0,
-        scale=attention.scaling,
+        None if attention_mask is None else attention_mask[:, :, :1],
+        dropout=attention.dropout.p if layer.training else 0.0,
+        scaling=attention.scaling,
     )
-    out: Tensor = layer.feed_forward_chunk(layer.attention.output(context.transpose(1, 2).flatten(2), first))
+    out: Tensor = layer.feed_forward_chunk(layer.attention.output(context.flatten(2), first))
     return out
 
 

@@ -37,7 +37,7 @@ class Prepared:
 
     def __init__(self, settings: ProcessSettings) -> None:
         self.settings, self.home = settings, settings.home_dir
-        self.engine = Engine.pick(settings.device, settings.amp, settings.trim)
+        self.engine = Engine.pick(settings.device, settings.amp, settings.fast)
         self.task: Task = load_task(settings.task, settings.data_dir)
         self.encoder: Source = make_encoder(settings.encoder, self.engine)
         self.teachers: list[Source] = []
@@ -102,7 +102,7 @@ def prepare(settings: ProcessSettings, first: Callable[[Task], None] | None = No
         settings.encoder,
         settings.device,
         settings.amp,
-        settings.trim,
+        settings.fast,
         settings.data_dir,
         settings.home,
     )

@@ -341,7 +341,7 @@ class ProcessSettings:
     device: str = "cpu"
     threads: int | None = None
     amp: str = "auto"
-    trim: bool = True
+    fast: bool = True
     data_dir: str | None = None
     home: str = "~/.cache/teacher-select"
 

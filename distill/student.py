@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import parallel
-from .models import Engine, check_tokens, takes_token_types, trim_last_layer
+from .models import Engine, check_tokens, speed_up, takes_token_types
 from .settings import NotFinite, StudentSettings
 from .tokens import Batch, TokenizedSplit, run_over
 
@@ -43,8 +43,8 @@ class Student:
         device = engine.device
         self.model, self.tokenizer, self.settings = model.to(device).eval(), tokenizer, settings
         self.engine, self.device = engine, device
-        if engine.trim:
-            trim_last_layer(model)
+        if engine.fast:
+            speed_up(model, engine)
         if settings.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
         self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}

@@ -140,6 +140,29 @@ def test_it_learns(make: Make, batch: Any) -> None:
     assert accuracy == 1
 
 
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_fast_forms_train_the_same_student(small_task: Task, amp: torch.dtype | None) -> None:
+    """But for rounding: five steps of SGD, which adds no roots of small numbers of its own."""
+    tokenizer = word_tokenizer(vocabulary_texts(small_task), 32)
+    config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config |= {"initializer_range": 0.3, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # type: ignore[dict-item]
+    split, ended = small_task.splits["train"], []
+    for fast in (True, False):
+        model = fresh_classifier(config, tokenizer, small_task.label_names, 0, "student")
+        settings = StudentSettings(optimizer="sgd", lr=0.1, max_length=32)
+        student = Student(model, tokenizer, settings, Engine(CPU.device, amp, fast))
+        start = student.weights()
+        assert ("forward" in vars(model.bert.encoder.layer[-1])) == fast
+        assert model.config._attn_implementation == ("eager" if fast and amp else "sdpa")
+        tokens, gold = student.tokenize(split.texts), torch.from_numpy(split.labels)
+        for i in range(5):
+            rows = np.arange(8 * i, 8 * i + 8)
+            student.step(tokens.batch(rows), label_loss(gold[rows]))
+        ended.append(torch.cat([(a - b).flatten() for a, b in zip(student.weights(), start, strict=True)]))
+    off = float((ended[0] - ended[1]).norm() / ended[1].norm())
+    assert 0 < off < (1e-5 if amp is None else 0.02)
+
+
 def test_frozen_embeddings(make: Make, batch: Any) -> None:
     student, free = make(freeze_embeddings=True), make()
     frozen = student.model.get_input_embeddings().weight
