@@ -2,7 +2,7 @@
 
 Between `<!-- table: FILE -->` (all agents), `<!-- credit: FILE -->` (REINFORCE by credit and reward) or `<!-- teachers: FILE -->`
 (what there is to choose from) or `<!-- folds: FILE -->` (cross-fitted rows against their own control) or `<!-- speed: FILE -->`
-and `<!-- parts: FILE -->` (throughput) or `<!-- scale: FILE -->` (the store) and `<!-- end -->`.
+and `<!-- parts: FILE -->` (throughput) or `<!-- fast: FILE -->` (faster forms) or `<!-- scale: FILE -->` (the store) and `<!-- end -->`.
 
 python benchmarks/tables.py            rewrite
 python benchmarks/tables.py --check    exit code 1 if anything would change
@@ -175,6 +175,21 @@ def parts(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def fast(results: dict[str, Any]) -> str:
+    """Each faster form beside transformers' own: how many times as fast a step and a forward are."""
+    lines = head(
+        "student, amp", "transformers' step, ms", *(f"{f}: step, forward" for f in ("last layer", "products", "both"))
+    )
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        groups.setdefault(f"{row['student']}, {row['amp']}", []).append(row)
+    for name, (first, *others) in groups.items():
+        lines.append(
+            line(name, f"{first['step_ms']:.1f}", *(f"{r['step_gain']:.2f}, {r['forward_gain']:.2f}" for r in others))
+        )
+    return "\n".join([*lines, "", "```", results["reproduce"], "```"])
+
+
 def scale(results: dict[str, Any]) -> str:
     """The store by number of instances."""
     lines = head("instances", "build, µs an instance", "open, s", "a batch of 32, µs", "RSS growth, MB")
@@ -191,6 +206,7 @@ KINDS = {
     "folds": folds,
     "speed": speed,
     "parts": parts,
+    "fast": fast,
     "scale": scale,
 }
 

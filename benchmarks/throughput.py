@@ -58,7 +58,7 @@ TARGETS = {
     "reinforce, influence": 0.60,
 }
 PLAIN = "floor, fast=false"
-REAL = {"mrpc": ["task=mrpc"], "sst2": ["task=sst2", "task.train_limit=6000"]}
+REAL = {"mrpc": ["task=mrpc", "reward.size=128"], "sst2": ["task=sst2", "task.train_limit=6000", "reward.size=128"]}
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Ways:
     def reinforce(self, reward: RewardSettings, kind: str) -> float:
         """The product's joint training, one episode."""
         env = self.envs["stored"]
-        env.core.reward.settings = reward  # its reward split has the 128 instances that all of them measure
+        env.core.reward.settings = reward  # it measures the 128 instances that all of them are told to
         settings = ReinforceSettings(credit=kind, lr=0.01, episodes=1)
         with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
             return train(env, settings, 0, writer)[1].seconds

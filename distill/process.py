@@ -272,13 +272,9 @@ class Distillation:
         now, student = self.current, self.student
         assert now is not None, "begin() comes before look_ahead()"
         if now.ahead is None or now.ahead[0] != student.version:
-            with torch.set_grad_enabled(self._shares_forwards):
+            with torch.set_grad_enabled(not student.random and parallel.world() == 1):
                 now.ahead = student.version, student.forward(now.inputs)
         return now.ahead[1].detach()
-
-    @property
-    def _shares_forwards(self) -> bool:
-        return not self.student.random and parallel.world() == 1
 
     def step(self, actions: np.ndarray) -> tuple[Tensor, Tensor]:
         """Train on the current batch with subsets or weights `actions` `[B,K]`, then load the next batch.
@@ -290,8 +286,9 @@ class Distillation:
         assert now is not None, "begin() comes before step()"
         chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)
         soft = now.soft_for(actions)  # before the student's forward: teachers need no gradients to be kept
-        seen = now.ahead if self._shares_forwards else None
-        ahead = seen[1] if seen is not None and seen[0] == self.student.version else None
+        version, ahead = now.ahead or (-1, None)
+        if ahead is not None and (version != self.student.version or not ahead.requires_grad):
+            ahead = None
         with self._own_rng():
             out = self.student.step(
                 now.inputs, lambda logits: distillation_loss(logits, now.gold, chosen, soft, self.settings.loss), ahead

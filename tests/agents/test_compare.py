@@ -141,6 +141,19 @@ def test_a_cells_line_gives_the_cell_again(grid, tiny_overrides, tmp_path):
         assert again[key] == first[key]
 
 
+def test_a_committed_cell_comes_out_again(tmp_path):
+    """From an empty cache by its own line. To the digit on the kind of processor it was measured on; others round otherwise."""
+    study = json.loads((ROOT / "benchmarks/results/study-bundled.json").read_text(encoding="utf-8"))
+    first = next(c for c in study["cells"] if c["agent"] == "labels" and c["seed"] == 1)
+    words = shlex.split(first["reproduce"])
+    arguments = [*words[2:], f"cells={tmp_path / 'cells'}", f"home={tmp_path / 'home'}", "report=false"]
+    subprocess.run(command(*arguments, folder=tmp_path / "run"), check=True, capture_output=True, timeout=500)
+    again = json.loads(next((tmp_path / "cells").glob("labels-seed1-*/result.json")).read_text())
+    assert again["selection"] == first["selection"]
+    assert again["test"]["loss"] == pytest.approx(first["test"]["loss"], abs=0.03)
+    assert again["test"]["accuracy"] == pytest.approx(first["test"]["accuracy"], abs=0.02)
+
+
 def test_a_killed_grid_goes_on_and_ends_alike(grid, tiny_overrides, tmp_path):
     """SIGKILL twice, each time after a further cell; then the same table as undisturbed, finished cells untouched."""
     arguments = [*tiny_overrides, "threads=1", AGENTS, "seeds=2", "jobs=1", f"cells={tmp_path / 'cells'}"]

@@ -99,6 +99,16 @@ def test_a_look_at_weights_that_were_changed_since_is_not_used(tiny: Distillatio
     assert torch.equal(tiny.step(actions(0)[1])[0], logits)
 
 
+def test_a_look_without_gradients_is_not_used(tiny: Distillation) -> None:
+    wanted = run(tiny, 3, actions(0))
+    tiny.begin(3)
+    for a in actions(0):
+        with torch.inference_mode():
+            tiny.look_ahead()
+        tiny.step(a)
+    assert same(tiny.student.weights(), wanted)
+
+
 def test_with_dropout_a_look_is_clean_and_the_step_draws_its_own(make: Make) -> None:
     d = make("student.dropout=0.3")
     wanted = run(d, 3, actions(0))
