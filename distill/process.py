@@ -289,11 +289,11 @@ class Distillation:
         version, ahead = now.ahead or (-1, None)
         if ahead is not None and (version != self.student.version or not ahead.requires_grad):
             ahead = None
+        now.ahead = None  # the step uses up its graph
         with self._own_rng():
             out = self.student.step(
                 now.inputs, lambda logits: distillation_loss(logits, now.gold, chosen, soft, self.settings.loss), ahead
             )
-        now.ahead = None  # its graph is used up
         self.current = self.load(self.stream.next())
         return out
 

@@ -95,7 +95,7 @@ class Student:
 
     @property
     def version(self) -> int:
-        """A number that grows whenever a weight is written: equal numbers, equal weights."""
+        """A number that grows whenever weights are written by anything but a step: equal between two steps, equal weights."""
         return sum(p._version for p in self.params)
 
     def step(
