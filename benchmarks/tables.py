@@ -2,7 +2,8 @@
 
 Between `<!-- table: FILE -->` (all agents), `<!-- credit: FILE -->` (REINFORCE by credit and reward) or `<!-- teachers: FILE -->`
 (what there is to choose from) or `<!-- folds: FILE -->` (cross-fitted rows against their own control) or `<!-- speed: FILE -->`
-and `<!-- parts: FILE -->` (throughput) or `<!-- fast: FILE -->` (faster forms) or `<!-- scale: FILE -->` (the store) and `<!-- end -->`.
+and `<!-- parts: FILE -->` (throughput) or `<!-- fast: FILE -->` (faster forms) or `<!-- scale: FILE -->` (the store) or
+`<!-- faults: FILE -->` (the fault tests) and `<!-- end -->`.
 
 python benchmarks/tables.py            rewrite
 python benchmarks/tables.py --check    exit code 1 if anything would change
@@ -22,7 +23,7 @@ import numpy as np
 from agents import stats
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "performance.md", ROOT / "README.md")
+PAGES = (*(ROOT / "docs" / f"{name}.md" for name in ("results", "performance", "reliability")), ROOT / "README.md")
 
 
 def difference(pair: dict[str, Any] | None, factor: float, form: str) -> str:
@@ -190,6 +191,19 @@ def fast(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "```", results["reproduce"], "```"])
 
 
+def faults(results: dict[str, Any]) -> str:
+    """How all fault tests ended, and what the long forms say of themselves; no table, for there a row is a promise."""
+    told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(results["outcomes"].items()))
+    lines = [
+        f"On {results['cores']} cores they took {results['seconds'] / 60:.0f} minutes: {told}. The long forms:",
+        "",
+    ]
+    for test, facts in results["long_forms"].items():
+        more = ", ".join(f"{value} {key}" for key, value in facts.items() if key not in ("outcome", "seconds"))
+        lines.append(f"- `{test}`: {facts['outcome']} in {facts['seconds']:.0f} s{', ' * bool(more)}{more}")
+    return "\n".join([*lines, "", f"(`{results['reproduce']}`)"])
+
+
 def scale(results: dict[str, Any]) -> str:
     """The store by number of instances."""
     lines = head("instances", "build, µs an instance", "open, s", "a batch of 32, µs", "RSS growth, MB")
@@ -207,6 +221,7 @@ KINDS = {
     "speed": speed,
     "parts": parts,
     "fast": fast,
+    "faults": faults,
     "scale": scale,
 }
 
