@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -198,9 +199,15 @@ def faults(results: dict[str, Any]) -> str:
         f"On {results['cores']} cores they took {results['seconds'] / 60:.0f} minutes: {told}. The long forms:",
         "",
     ]
+    forms: dict[str, list[dict[str, Any]]] = {}
     for test, facts in results["long_forms"].items():
-        more = ", ".join(f"{value} {key}" for key, value in facts.items() if key not in ("outcome", "seconds"))
-        lines.append(f"- `{test}`: {facts['outcome']} in {facts['seconds']:.0f} s{', ' * bool(more)}{more}")
+        forms.setdefault(test.partition("[")[0], []).append(facts)
+    for test, group in forms.items():
+        ended = Counter(facts["outcome"] for facts in group)
+        cells = [", ".join(f"{count} {outcome}" for outcome, count in ended.items())]
+        cells.append(f"{sum(facts['seconds'] for facts in group):.0f} s")
+        cells += [f"{v:,} {k}" for facts in group for k, v in facts.items() if k not in ("outcome", "seconds")]
+        lines.append(f"- `{test}`: {', '.join(cells)}")
     return "\n".join([*lines, "", f"(`{results['reproduce']}`)"])
 
 
