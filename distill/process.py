@@ -271,10 +271,16 @@ class Distillation:
         """
         now, student = self.current, self.student
         assert now is not None, "begin() comes before look_ahead()"
-        if now.ahead is None or now.ahead[0] != student.version:
+        seen = self._seen(now)
+        if seen is None:
             with torch.set_grad_enabled(not student.random and parallel.world() == 1):
-                now.ahead = student.version, student.forward(now.inputs)
-        return now.ahead[1].detach()
+                seen = student.forward(now.inputs)
+            now.ahead = student.version, seen
+        return seen.detach()
+
+    def _seen(self, now: Current) -> Tensor | None:
+        """The logits of a look at `now`, unless weights were written since."""
+        return now.ahead[1] if now.ahead is not None and now.ahead[0] == self.student.version else None
 
     def step(self, actions: np.ndarray) -> tuple[Tensor, Tensor]:
         """Train on the current batch with subsets or weights `actions` `[B,K]`, then load the next batch.
@@ -286,9 +292,8 @@ class Distillation:
         assert now is not None, "begin() comes before step()"
         chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)
         soft = now.soft_for(actions)  # before the student's forward: teachers need no gradients to be kept
-        version, ahead = now.ahead or (-1, None)
-        if ahead is not None and (version != self.student.version or not ahead.requires_grad):
-            ahead = None
+        seen = self._seen(now)
+        ahead = seen if seen is not None and seen.requires_grad else None
         now.ahead = None  # the step uses up its graph
         with self._own_rng():
             out = self.student.step(

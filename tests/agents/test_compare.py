@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,14 +130,21 @@ def test_a_grid_writes_table_and_cells(grid):
     assert (run / "comparison.csv").is_file()
 
 
+def run_again(cell: dict[str, Any], folder: Path, *more: str) -> dict[str, Any]:
+    """The result of a cell's own line, run in a folder of its own."""
+    words = shlex.split(cell["reproduce"])
+    assert words[:2] == ["python", "agents/compare.py"]
+    arguments = [*words[2:], f"cells={folder / 'cells'}", *more]
+    subprocess.run(command(*arguments, folder=folder / "run"), check=True, capture_output=True, timeout=500)
+    pattern = f"{cell['agent'].split()[0]}-seed{cell['seed']}-*/result.json"
+    result: dict[str, Any] = json.loads(next((folder / "cells").glob(pattern)).read_text())
+    return result
+
+
 def test_a_cells_line_gives_the_cell_again(grid, tiny_overrides, tmp_path):
     _, cells = grid
     first = json.loads(next(cells.glob("reinforce-seed1-*/result.json")).read_text())
-    words = shlex.split(first["reproduce"])
-    assert words[:2] == ["python", "agents/compare.py"]
-    arguments = [*words[2:], "threads=1", f"cells={tmp_path / 'cells'}"]
-    subprocess.run(command(*arguments, folder=tmp_path / "run"), check=True, capture_output=True, timeout=500)
-    again = json.loads(next((tmp_path / "cells").glob("reinforce-seed1-*/result.json")).read_text())
+    again = run_again(first, tmp_path, "threads=1")
     for key in ("dev", "test", "selection", "curve", "selection_curve"):
         assert again[key] == first[key]
 
@@ -145,10 +153,7 @@ def test_a_committed_cell_comes_out_again(tmp_path):
     """From an empty cache by its own line. To the digit on the kind of processor it was measured on; others round otherwise."""
     study = json.loads((ROOT / "benchmarks/results/study-bundled.json").read_text(encoding="utf-8"))
     first = next(c for c in study["cells"] if c["agent"] == "labels" and c["seed"] == 1)
-    words = shlex.split(first["reproduce"])
-    arguments = [*words[2:], f"cells={tmp_path / 'cells'}", f"home={tmp_path / 'home'}", "report=false"]
-    subprocess.run(command(*arguments, folder=tmp_path / "run"), check=True, capture_output=True, timeout=500)
-    again = json.loads(next((tmp_path / "cells").glob("labels-seed1-*/result.json")).read_text())
+    again = run_again(first, tmp_path, f"home={tmp_path / 'home'}", "report=false")
     assert again["selection"] == first["selection"]
     assert again["test"]["loss"] == pytest.approx(first["test"]["loss"], abs=0.03)
     assert again["test"]["accuracy"] == pytest.approx(first["test"]["accuracy"], abs=0.02)
