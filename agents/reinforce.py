@@ -35,10 +35,11 @@ from tqdm.auto import tqdm
 
 import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
-from agents import runs
-from agents.checkpoints import Checkpoints, Kept, Stage
+from agents.experiment import runs
+from agents.experiment.checkpoints import Checkpoints, Kept, Stage
 from agents.rules import Policy
-from distill.settings import UserError, check, check_rate, one_of, parse
+from distill.checks import UserError, check, check_rate, one_of
+from distill.settings import parse
 from envs.teacher_select import Core, TeacherSelectVectorEnv
 
 CREDITS = ("shared", "influence", "counterfactual")
@@ -67,11 +68,16 @@ class ReinforceSettings:
         one_of(self.schedule, ("linear", "constant"), "agent.schedule")
         one_of(self.joint, ("restart", "continue"), "agent.joint")
         check_rate(self.lr, "agent.lr")
-        check(self.episodes > 0, f"agent.episodes={self.episodes} must be positive")
-        check(self.warmup >= 0, f"agent.warmup={self.warmup} must not be negative")
-        check(0 <= self.baseline < 1, f"agent.baseline={self.baseline} must lie in [0, 1)")
-        check(self.entropy >= 0, f"agent.entropy={self.entropy} must not be negative")
-        check(self.pull >= 0, f"agent.pull={self.pull} must not be negative")
+        if self.episodes <= 0:
+            raise UserError(f"agent.episodes={self.episodes} must be positive")
+        if self.warmup < 0:
+            raise UserError(f"agent.warmup={self.warmup} must not be negative")
+        if not 0 <= self.baseline < 1:
+            raise UserError(f"agent.baseline={self.baseline} must lie in [0, 1)")
+        if self.entropy < 0:
+            raise UserError(f"agent.entropy={self.entropy} must not be negative")
+        if self.pull < 0:
+            raise UserError(f"agent.pull={self.pull} must not be negative")
 
 
 # --- the policy -------------------------------------------------------------------------------------------------------
@@ -226,10 +232,10 @@ def train(
                 regular = settings.entropy * entropy + settings.pull * F.logsigmoid(logits).mean()
                 (-surrogate(logits, chosen, advantages) - regular).backward()
                 optimizer.step()
-                check(
-                    math.isfinite(sum(p.sum().item() for p in selector.parameters())),
-                    f"the selector's numbers are not finite after step {at.steps} with agent.lr={settings.lr:g}; lower agent.lr",
-                )
+                if not math.isfinite(sum(p.sum().item() for p in selector.parameters())):
+                    raise UserError(
+                        f"the selector's numbers are not finite after step {at.steps} with agent.lr={settings.lr:g}; lower agent.lr"
+                    )
                 if at.steps % SHOWN_EVERY == 0:  # an event costs as much as a hundredth of a small student's step
                     writer.add_scalar("policy/entropy", entropy.item(), at.steps)
             elif "measured" in info:
@@ -265,12 +271,13 @@ def learn(config: dict[str, Any], folder: Path, checkpoints: Checkpoints | None 
     """Joint training alone: the environment's core and what was learnt; events and the policy are written to `folder`."""
     checkpoints = checkpoints or Checkpoints()
     name, reward = config["agent"]["name"], config["reward"]["name"]
-    check(name == "reinforce", f"agent={name} runs with python agents/sb3.py; this script takes agent=reinforce")
+    if name != "reinforce":
+        raise UserError(f"agent={name} runs with python agents/sb3.py; this script takes agent=reinforce")
     settings = parse(ReinforceSettings, config["agent"], "agent")
-    check(
-        settings.credit == "shared" or reward == "validation_gain",
-        f"agent.credit={settings.credit} needs reward=validation_gain; with reward={reward} give agent.credit=shared",
-    )
+    if settings.credit != "shared" and reward != "validation_gain":
+        raise UserError(
+            f"agent.credit={settings.credit} needs reward=validation_gain; with reward={reward} give agent.credit=shared"
+        )
     config["reward"]["credit"] = "shared" if settings.credit == "shared" else "influence"
     env: Any = gym.make_vec(
         "envs:TeacherSelect-v0", num_envs=config["budget"]["batch_size"], config=config, autoreset_mode="disabled"
@@ -293,6 +300,6 @@ def run(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    from agents import reinforce as script  # a sweep's workers unpickle what they run, so it needs an importable home
+    from agents import reinforce as script
 
     configs.launch(script.run)

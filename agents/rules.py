@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
+from distill.checks import UserError, check, one_of
 from distill.losses import soft_labels
-from distill.models import isolated_rng
+from distill.models.engine import isolated_rng
 from distill.process import Current, Distillation
-from distill.settings import UserError, check, one_of
 from envs.rewards import Reward, RewardSettings
 from envs.teacher_select import Core
 
@@ -164,10 +164,10 @@ class Oracle(Rule):
 
     def __init__(self, process: Distillation) -> None:
         pools = [s.pool for s in process.settings.teachers.pool]
-        check(
-            process.task.specialist is not None and set(process.task.pools) <= set(pools),
-            f"oracle: task={process.task.name} with these teachers does not say who is right; leave oracle out",
-        )
+        if process.task.specialist is None or set(process.task.pools) > set(pools):
+            raise UserError(
+                f"oracle: task={process.task.name} with these teachers does not say who is right; leave oracle out"
+            )
         assert process.task.specialist is not None
         self.teacher = np.array([pools.index(name) for name in process.task.pools])[process.task.specialist]
         self.teachers = len(pools)
@@ -282,7 +282,8 @@ class Headroom(Rule):
         self.reward = Reward(settings, core.process)
         self.reward.begin(seed, restart=True)
         k = core.process.num_teachers
-        check(k <= 8, f"headroom tries all subsets of at most 8 teachers, this pool has {k}; leave headroom out")
+        if k > 8:
+            raise UserError(f"headroom tries all subsets of at most 8 teachers, this pool has {k}; leave headroom out")
         self.subsets = ((np.arange(2**k)[:, None] >> np.arange(k)) & 1).astype(np.float32)
 
     def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:

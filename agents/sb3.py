@@ -35,10 +35,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
-from agents import runs
-from agents.checkpoints import Checkpoints, Kept, Stage
+from agents.experiment import runs
+from agents.experiment.checkpoints import Checkpoints, Kept, Stage
 from agents.rules import Policy
-from distill.settings import UserError, check, check_rate, one_of, parse
+from distill.checks import UserError, check, check_rate, one_of
+from distill.settings import parse
 from envs.sb3 import SharedVecEnv
 from envs.teacher_select import Core
 from envs.wrappers import DiscreteSubsetsVector, TeacherWeightsVector
@@ -62,7 +63,8 @@ class SB3Settings:
         one_of(self.name, NAMES, "agent")
         one_of(self.credit, ("shared", "influence"), "agent.credit")
         check_rate(self.lr, "agent.lr")
-        check(self.episodes > 0, f"agent.episodes={self.episodes} must be positive")
+        if self.episodes <= 0:
+            raise UserError(f"agent.episodes={self.episodes} must be positive")
 
 
 def algorithm(name: str) -> Any:
@@ -127,7 +129,8 @@ class Gains(Kept, BaseCallback):
 def check_policy(model: BaseAlgorithm, settings: SB3Settings) -> None:
     """Raise `UserError` unless the policy's weights are finite."""
     finite = all(bool(torch.isfinite(p).all()) for p in model.policy.parameters())
-    check(finite, f"the policy's weights are not finite numbers with agent.lr={settings.lr:g}; lower agent.lr")
+    if not finite:
+        raise UserError(f"the policy's weights are not finite numbers with agent.lr={settings.lr:g}; lower agent.lr")
 
 
 class Training:
@@ -237,7 +240,8 @@ def learn(config: dict[str, Any], folder: Path, checkpoints: Checkpoints | None 
     """Training alone: the environment's core and what was learnt; events, model and policy are written to `folder`."""
     checkpoints = checkpoints or Checkpoints()
     name = config["agent"]["name"]
-    check(name != "reinforce", "agent=reinforce runs with python agents/reinforce.py; choose from " + ", ".join(NAMES))
+    if name == "reinforce":
+        raise UserError("agent=reinforce runs with python agents/reinforce.py; choose from " + ", ".join(NAMES))
     settings = parse(SB3Settings, config["agent"], "agent")
     config["reward"]["credit"] = settings.credit if config["reward"]["name"] == "validation_gain" else "shared"
     algorithm(settings.name)  # a missing package or an unknown policy is told before anything is trained
@@ -285,6 +289,6 @@ def run(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    from agents import sb3 as script  # a sweep's workers unpickle what they run, so it needs an importable home
+    from agents import sb3 as script
 
     configs.launch(script.run, "agent=ppo")

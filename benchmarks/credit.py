@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from agents import stats
+from agents.experiment import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = "counterfactual"

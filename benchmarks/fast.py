@@ -21,10 +21,11 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from distill.losses import label_loss
-from distill.models import Engine, trim_last_layer
+from distill.models.engine import Engine
+from distill.models.fast import trim_last_layer
 from distill.settings import StudentSettings
 from distill.student import Student
-from distill.tokens import Batch
+from distill.data.tokens import Batch
 
 ROOT = Path(__file__).resolve().parents[1]
 # (layers, width, heads, inner width), longest row

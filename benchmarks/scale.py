@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from distill.signals import StoredSignals
-from distill.tasks import Split
+from distill.teachers.store import StoredSignals
+from distill.data.splits import Split
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES, WIDTH, TEACHERS, BATCH = 3, 768, 4, 32

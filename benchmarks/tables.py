@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from agents import stats
+from agents.experiment import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (*(ROOT / "docs" / f"{name}.md" for name in ("results", "performance", "reliability")), ROOT / "README.md")

@@ -40,11 +40,12 @@ import configs
 from agents.reinforce import ReinforceSettings, Selector, surrogate, train
 from distill.losses import label_loss
 from distill.process import Distillation
-from distill.settings import UserError
-from distill.signals import StoredSignals, TransformerEncoder
-from distill.tasks import Split
-from distill.teachers import ModelTeacher
-from distill.tokens import Stream
+from distill.checks import UserError
+from distill.teachers.store import StoredSignals
+from distill.teachers.encoders import TransformerEncoder
+from distill.data.splits import Split
+from distill.teachers.sources import ModelTeacher
+from distill.data.tokens import Stream
 from envs.rewards import Reward, RewardSettings
 from envs.teacher_select import TeacherSelectVectorEnv
 

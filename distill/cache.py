@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from . import parallel
-from .settings import UserError, check, digest
+from distill import parallel
+from distill.checks import UserError, check
+from distill.settings import digest
 
 MANIFEST = "manifest.json"
 SEAL = "seal"  # key of a JSON file's checksum over itself
@@ -126,23 +127,25 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise UserError(
             f"cache entry {entry}: unreadable {path.name} ({type(error).__name__}){way_out(entry)}"
         ) from None
-    check(seal in (None, digest(content)), f"cache entry {entry}: {path.name} is damaged{way_out(entry)}")
+    if seal not in (None, digest(content)):
+        raise UserError(f"cache entry {entry}: {path.name} is damaged{way_out(entry)}")
     return content
 
 
 def check_files(entry: Path, files: Any) -> None:
     """Raise `UserError` unless `files` maps names in the entry to their checksums."""
-    check(isinstance(files, Mapping), f"cache entry {entry}: its list of files is damaged{way_out(entry)}")
+    if not isinstance(files, Mapping):
+        raise UserError(f"cache entry {entry}: its list of files is damaged{way_out(entry)}")
     for name, expected in files.items():
         path = entry / Path(name).name
         try:
             found = file_sha256(path) if path.is_file() else "no file"
         except OSError as error:
             raise UserError(f"cache entry {entry}: {name} cannot be read ({error.strerror}){way_out(entry)}") from None
-        check(
-            found == expected,
-            f"cache entry {entry}: {name} has checksum {found[:16]}, its manifest says {str(expected)[:16]}{way_out(entry)}",
-        )
+        if found != expected:
+            raise UserError(
+                f"cache entry {entry}: {name} has checksum {found[:16]}, its manifest says {str(expected)[:16]}{way_out(entry)}"
+            )
 
 
 # --- entries ----------------------------------------------------------------------------------------------------------
@@ -156,11 +159,13 @@ def read_manifest(entry: Path) -> dict[str, Any]:
     manifest = read_sealed(entry / MANIFEST)
     check_files(entry, manifest.get("files"))
     sizes = manifest.get("sizes", {})
-    check(isinstance(sizes, Mapping), f"cache entry {entry}: {MANIFEST} gives no sizes{way_out(entry)}")
+    if not isinstance(sizes, Mapping):
+        raise UserError(f"cache entry {entry}: {MANIFEST} gives no sizes{way_out(entry)}")
     for name, size in sizes.items():
         path = entry / Path(name).name
         held = path.stat().st_size if path.is_file() else "no"
-        check(held == size, f"cache entry {entry}: {name} has {held} bytes, its manifest says {size}{way_out(entry)}")
+        if held != size:
+            raise UserError(f"cache entry {entry}: {name} has {held} bytes, its manifest says {size}{way_out(entry)}")
     return manifest
 
 

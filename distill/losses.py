@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .settings import LossSettings
+from distill.settings import LossSettings
 
 
 def teacher_weights(actions: Tensor) -> Tensor:

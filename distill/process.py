@@ -19,15 +19,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import cache, parallel
-from .losses import distillation_loss, soft_labels
-from .models import Engine, build_student
-from .settings import ProcessSettings, UserError, check, digest
-from .signals import LiveSignals, Source, StoredSignals, TeacherSignals, make_encoder
-from .student import Student
-from .tasks import Split, Task, load_task
-from .teachers import load_pool, vocabulary_texts
-from .tokens import Batch, Stream, TokenizedSplit
+from distill import cache, parallel
+from distill.checks import UserError, check
+from distill.data.load import load_task
+from distill.data.splits import Split, Task
+from distill.data.tokens import Batch, Stream, TokenizedSplit
+from distill.losses import distillation_loss, soft_labels
+from distill.models.build import build_student
+from distill.models.engine import Engine
+from distill.settings import ProcessSettings, digest
+from distill.student import Student
+from distill.teachers.encoders import make_encoder
+from distill.teachers.finetune import vocabulary_texts
+from distill.teachers.live import LiveSignals
+from distill.teachers.signals import Source, TeacherSignals
+from distill.teachers.sources import load_pool
+from distill.teachers.store import StoredSignals
 
 FORMAT = 1  # of a warm start; raised whenever the student's training changes
 
@@ -195,10 +202,10 @@ class Distillation:
 
         def build(task: Task) -> None:
             size, count = settings.budget.batch_size, len(task.splits["train"])
-            check(
-                size <= count,
-                f"budget.batch_size={size} is more than the {count} training instances; use a smaller one",
-            )
+            if size > count:
+                raise UserError(
+                    f"budget.batch_size={size} is more than the {count} training instances; use a smaller one"
+                )
             born.append(build_student(settings.student, task.label_names, vocabulary_texts(task), settings.seed))
 
         self.prepared = prepare(settings, build)

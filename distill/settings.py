@@ -1,159 +1,103 @@
-"""Every option of the distillation side, as dataclasses: types, defaults, meaning and checks in one place.
+"""Every setting of a run, as one tree of dataclasses: its type, its default, its help text and what it changes.
 
-The YAML groups in `configs/` fill them; `parse` turns a plain mapping into one of them and a user's mistake into one line.
+`RunSettings.from_config` parses a plain mapping (what `configs.compose` returns) once, at the entry point of a program.
+`--help` and the configuration page of the documentation are generated from the same tree.
+
+Each setting says in its metadata which results depend on it, as one of the scopes below; a scope contains those before it.
+`RunSettings.fingerprint(scope)` is the only name by which a cache entry, a cell of a comparison or a run is identified.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from distill.checks import UserError, check_rate, check_seed, expand, one_of, plain_name
 
 T = TypeVar("T")
 
 ROLES = ("train", "reward", "dev", "test")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+# What a setting changes. A scope's fingerprint covers the settings of that scope and of all scopes before it.
+SCOPES = (
+    "signals",  # the data, the teachers, and what is stored of their answers
+    "warm start",  # the student that every compared run starts from
+    "cell",  # the student of one agent and one seed
+    "run",  # what a run reports beside its student
+)
+# Two more values stand outside the scopes. "machine": the setting asks for a device or a precision; what was really used
+# is part of every identity instead (`Engine.describe`). "nothing": no result depends on the setting.
+OUTSIDE = ("machine", "nothing")
 
 
-class UserError(ValueError):
-    """A mistake in what the user gave: the message is one line that names the thing, the value and the way out.
+def option(default: Any, help: str, changes: str | None = None) -> Any:
+    """A dataclass field with a help text; `changes` overrides what the section's other settings change.
 
-    Whatever was quoted from data stays on that line: what cannot be printed is escaped, the middle of what is endless left out.
+    A list or dict as default is copied for each instance.
     """
-
-    def __init__(self, message: str) -> None:
-        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-        super().__init__(line if len(line) <= 1000 else f"{line[:650]} ... {line[-300:]}")
-
-
-class NotFinite(UserError):
-    """A training left the finite numbers: a loss, a gradient or a reward is NaN or infinite."""
+    metadata = {"help": help, "changes": changes}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-class RoleError(ValueError):
-    """Data of one role was handed to a function that must not see it (for example test data to training)."""
+def section(cls: type, changes: str) -> Any:
+    """A field that holds a group of settings; `changes` applies to all of them that do not say otherwise."""
+    return field(default_factory=cls, metadata={"changes": changes, "help": (cls.__doc__ or "").splitlines()[0]})
 
 
-def check(ok: bool, message: str) -> None:
-    """Raise `UserError(message)` unless `ok`."""
-    if not ok:
-        raise UserError(message)
-
-
-def one_of(value: Any, choices: Sequence[Any], what: str) -> None:
-    """Raise `UserError` unless `value` is one of `choices`, with the nearest choice suggested."""
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), [str(c) for c in choices], 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"{what}={value} is not known; choose from {', '.join(map(str, choices))}{hint}")
-
-
-def check_rate(value: float, what: str) -> None:
-    """Raise `UserError` unless `value` serves as a learning rate: positive, and held by single precision when scaled."""
-    check(0 < value <= 1e30, f"{what}={value} must be positive and at most 1e30; 1e-5 to 1e-2 is usual")
-
-
-def check_seed(value: int, what: str) -> None:
-    """Raise `UserError` unless every generator takes `value` as a seed."""
-    check(0 <= value < 2**31, f"{what}={value} must not be negative, and at most {2**31 - 1}")
-
-
-def plain_name(value: str, what: str) -> None:
-    """Raise `UserError` unless `value` is safe as the name of a file or folder."""
-    check(
-        NAME.fullmatch(value) is not None,
-        f"{what}={value!r} cannot name a folder: use up to 64 letters, digits, '.', '_' or '-'",
-    )
-
-
-def expand(path: str) -> Path:
-    """A path with `~` as the home folder; a `~user` nobody is called stays as written."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
-
-
-def parse(cls: type[T], mapping: Any, where: str) -> T:
-    """Build the dataclass `cls` from a mapping, checking keys and types; `where` is the config key named in errors."""
-    if OmegaConf.is_config(mapping):
-        mapping = OmegaConf.to_container(mapping, resolve=True)
-    check(isinstance(mapping, Mapping), f"{where}={mapping!r} is not a group of settings")
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    for key in mapping:
-        one_of(key, known, f"{where}: key")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(cls), dict(mapping))
-        made: T = OmegaConf.to_object(merged)  # type: ignore[assignment]
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or ""
-        first = str(error).splitlines()[0]
-        raise UserError(f"{where}{'.' if key else ''}{key}: {first}") from None
-    _check_finite(asdict(made), where)  # type: ignore[call-overload]
-    return made
-
-
-def _check_finite(value: Any, where: str) -> None:
-    """Raise `UserError` for a NaN or infinity anywhere in plain settings."""
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_finite(inner, f"{where}.{key}")
-    check(not isinstance(value, float) or math.isfinite(value), f"{where}={value} must be a finite number")
-
-
-def digest(*parts: Any) -> str:
-    """First 16 hex digits of SHA-256 over JSON of `parts`: names a cache entry."""
-    text = json.dumps(
-        [asdict(p) if is_dataclass(p) and not isinstance(p, type) else p for p in parts], sort_keys=True, default=str
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+# --- the task ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class CorpusSettings:
-    """The bundled corpus: how many reviews of each role, and how wrong its training labels are."""
+    """The bundled corpus: the number of reviews of each role, and how wrong the training labels are."""
 
-    train: int = 2000
-    reward: int = 500
-    dev: int = 500
-    test: int = 4000
-    pool: int = 4000  # clean reviews of its own domain that each specialist is trained on
-    noise: float = 0.35  # share of training labels flipped
-    seed: int = 0
+    train: int = option(2000, "training reviews")
+    reward: int = option(500, "reviews of the reward split")
+    dev: int = option(500, "reviews of the dev split")
+    test: int = option(4000, "reviews of the test split")
+    pool: int = option(4000, "correctly labelled reviews of its own domain that each specialist is trained on")
+    noise: float = option(0.35, "share of training labels that are flipped")
+    seed: int = option(0, "seed of the generator")
 
     def __post_init__(self) -> None:
         for key in (*ROLES, "pool"):
-            check(getattr(self, key) >= 2, f"task.corpus.{key}={getattr(self, key)} is too few; use at least 2")
-        check(0 <= self.noise < 0.5, f"task.corpus.noise={self.noise} must lie in [0, 0.5)")
+            if getattr(self, key) < 2:
+                raise UserError(f"task.corpus.{key}={getattr(self, key)} is too few; use at least 2")
+        if not 0 <= self.noise < 0.5:
+            raise UserError(f"task.corpus.noise={self.noise} must lie in [0, 0.5)")
         check_seed(self.seed, "task.corpus.seed")
 
 
 @dataclass
 class TaskSettings:
-    """What is learnt, and where its data comes from."""
+    """What is learnt, and where the data comes from."""
 
-    name: str = "bundled"  # bundled, files, or a GLUE task: sst2 mrpc qqp mnli qnli rte cola
-    source: str = "auto"  # auto: local TSV files when there is a data_dir, else the hub
-    metric: str = "accuracy"  # what dev selection maximises: accuracy, f1, matthews
-    reward_size: float = 0.1  # below 1: share of the official train set; from 1: number of instances
-    dev_size: float = 0.1
-    train_limit: int | None = None  # keep only this many training instances (stratified), said in results.json
-    split_seed: int = 0  # of the role split; kept apart from `seed`, so that runs share teachers and signals
-    train: str | None = None  # task=files: paths
-    dev: str | None = None
-    test: str | None = None
-    text: list[str] = field(default_factory=list)  # one or two text columns
-    label: str = "label"
-    id: str | None = None  # column of unique ids; row numbers when absent
+    name: str = option("bundled", "bundled, files, or a GLUE task: sst2 mrpc qqp mnli qnli rte cola")
+    source: str = option("auto", "GLUE only. files: TSV files under data_dir; hub; auto: files if data_dir is set")
+    metric: str = option("accuracy", "what model selection on dev maximises: accuracy, f1 or matthews")
+    reward_size: float = option(0.1, "size of the reward split: a share of train below 1, a number of instances from 1")
+    dev_size: float = option(0.1, "size of the dev split, where it is cut from train")
+    train_limit: int | None = option(None, "keep only this many training instances (stratified)")
+    split_seed: int = option(0, "seed of the split; separate from `seed`, so that runs share teachers and signals")
+    train: str | None = option(None, "task=files: path of the training data")
+    dev: str | None = option(None, "task=files: path of the dev data; cut from train if null")
+    test: str | None = option(None, "task=files: path of the test data")
+    text: list[str] = option([], "task=files: one or two text columns")
+    label: str = option("label", "task=files: label column")
+    id: str | None = option(None, "task=files: column of unique ids; row numbers if null")
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
 
     def __post_init__(self) -> None:
@@ -161,226 +105,767 @@ class TaskSettings:
         one_of(self.source, ("auto", "files", "hub"), "task.source")
         one_of(self.metric, ("accuracy", "f1", "matthews"), "task.metric")
         for key in ("reward_size", "dev_size"):
-            check(
-                getattr(self, key) > 0,
-                f"task.{key}={getattr(self, key)} must be positive: a share below 1 or a number of instances",
-            )
-        check(self.train_limit is None or self.train_limit > 0, f"task.train_limit={self.train_limit} must be positive")
+            if getattr(self, key) <= 0:
+                raise UserError(
+                    f"task.{key}={getattr(self, key)} must be positive: a share below 1 or a number of instances"
+                )
+        if self.train_limit is not None and self.train_limit <= 0:
+            raise UserError(f"task.train_limit={self.train_limit} must be positive")
         check_seed(self.split_seed, "task.split_seed")
+
+
+# --- the teachers -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class TeacherSettings:
-    """One teacher: fine-tuned here (the default), taken as it is (`fitted`), or a file of probabilities (`probs`)."""
+    """What every kind of teacher has."""
 
-    name: str = "teacher"
-    path: str | None = None  # checkpoint folder, hub id or package:NAME/FOLDER; none: random weights from `config`
-    config: dict[str, Any] = field(default_factory=dict)  # BertConfig of a teacher with random weights
-    layers: int | None = None  # keep the first so many layers
-    fitted: bool = False  # already fine-tuned for this task: no training
-    probs: str | None = None  # CSV, JSONL or Parquet with an id column and one column a class
-    labels: list[str] | None = None  # order of the outputs, when the checkpoint does not name them
-    pool: str | None = None  # a pool of the task to train on (bundled: a domain) instead of train
-    share: float = 1.0  # share of the training data seen (stratified)
-    seed: int = 0
-    lr: float = 5e-5
-    epochs: int = 3
-    batch_size: int = 32
-    max_length: int = 128
-    freeze_embeddings: bool = False
+    kind: ClassVar[str] = ""
+    name: str = option("teacher", "name of the teacher")
 
     def __post_init__(self) -> None:
         plain_name(self.name, "teacher name")
-        what = f"teacher {self.name}"
-        check(0 < self.share <= 1, f"{what}: share={self.share} must lie in (0, 1]")
-        check_seed(self.seed, f"{what}: seed")
-        check_rate(self.lr, f"{what}: lr")
-        check(self.epochs > 0, f"{what}: epochs={self.epochs} must be positive")
-        check(self.batch_size > 0, f"{what}: batch_size={self.batch_size} must be positive")
-        check(self.max_length > 2, f"{what}: max_length={self.max_length} must be above 2")
-        check(self.layers is None or self.layers > 0, f"{what}: layers={self.layers} must be positive")
-        check(not (self.probs and self.path), f"{what}: give path or probs, not both")
-        check(not self.fitted or self.path is not None, f"{what}: fitted=true needs path=FOLDER-or-hub-id")
+
+    @property
+    def what(self) -> str:
+        """How error messages name the teacher."""
+        return f"teacher {self.name}"
+
+
+def _check_length(max_length: int, what: str) -> None:
+    if max_length <= 2:
+        raise UserError(f"{what}max_length={max_length} must be above 2")
+
+
+@dataclass
+class FinetuneTeacher(TeacherSettings):
+    """A teacher that is fine-tuned here."""
+
+    kind: ClassVar[str] = "finetune"
+    path: str | None = option(None, "checkpoint: a folder, a hub id or package:NAME/FOLDER; null: random weights")
+    config: dict[str, Any] = option({}, "BertConfig fields of a teacher with random weights")
+    layers: int | None = option(None, "keep only the first so many layers")
+    pool: str | None = option(None, "a pool of the task to train on (bundled: a domain) instead of train")
+    share: float = option(1.0, "share of the training data that it sees (stratified)")
+    seed: int = option(0, "seed of its head, data share and batches")
+    lr: float = option(5e-5, "learning rate")
+    epochs: int = option(3, "epochs")
+    batch_size: int = option(32, "instances in a batch")
+    max_length: int = option(128, "longest text, in tokens")
+    freeze_embeddings: bool = option(False, "do not train the word embeddings")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.share <= 1:
+            raise UserError(f"{self.what}: share={self.share} must lie in (0, 1]")
+        check_seed(self.seed, f"{self.what}: seed")
+        check_rate(self.lr, f"{self.what}: lr")
+        for key in ("epochs", "batch_size", "layers"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise UserError(f"{self.what}: {key}={value} must be positive")
+        _check_length(self.max_length, f"{self.what}: ")
+
+
+@dataclass
+class CheckpointTeacher(TeacherSettings):
+    """A fine-tuned classifier, used as it is."""
+
+    kind: ClassVar[str] = "checkpoint"
+    path: str | None = option(None, "checkpoint: a folder, a hub id or package:NAME/FOLDER")
+    labels: list[str] | None = option(None, "labels in the order of its outputs, when the checkpoint does not name them")
+    max_length: int = option(128, "longest text, in tokens")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path is None:
+            raise UserError(f"{self.what}: kind=checkpoint needs path=FOLDER-or-hub-id")
+        _check_length(self.max_length, f"{self.what}: ")
+
+
+@dataclass
+class PredictionsTeacher(TeacherSettings):
+    """A file of probabilities, computed elsewhere."""
+
+    kind: ClassVar[str] = "predictions"
+    path: str | None = option(None, "CSV, JSONL or Parquet file with a column `id` and one column a label")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path is None:
+            raise UserError(f"{self.what}: kind=predictions needs path=FILE")
+
+
+TEACHER_KINDS: dict[str, type[TeacherSettings]] = {
+    cls.kind: cls for cls in (FinetuneTeacher, CheckpointTeacher, PredictionsTeacher)
+}
 
 
 @dataclass
 class TeachersSettings:
-    """The pool of teachers, and whether their signals are read from the store or computed live."""
+    """The pool of teachers."""
 
-    name: str = "own"
-    pool: list[TeacherSettings] = field(default_factory=list)
-    signals: str = "stored"  # stored: computed once and kept on disk; live: a forward whenever asked
-    folds: int = 0  # from 2: signals of a training instance come from a copy of the teacher that never saw it
+    name: str = option("own", "name of the pool")
+    pool: list[TeacherSettings] = option([], "the teachers, each with its kind: finetune, checkpoint or predictions")
+    signals: str = option("stored", "stored: computed once and kept on disk; live: computed whenever they are asked for")
+    folds: int = option(0, "from 2: cross-fitting, so that no teacher judges an instance it was fine-tuned on; 0: none")
 
     def __post_init__(self) -> None:
         plain_name(self.name, "teachers.name")
-        check(
-            self.folds == 0 or 2 <= self.folds <= 20,
-            f"teachers.folds={self.folds} must lie in [2, 20], or be 0 for none",
-        )
+        if self.folds != 0 and not 2 <= self.folds <= 20:
+            raise UserError(f"teachers.folds={self.folds} must lie in [2, 20], or be 0 for none")
         one_of(self.signals, ("stored", "live"), "teachers.signals")
         names = [t.name for t in self.pool]
-        check(
-            len(names) > 0,
-            "teachers.pool is empty: name teachers, for example 'teachers.pool=[{name: a, path: FOLDER, fitted: true}]'",
-        )
-        check(len(set(names)) == len(names), f"teachers.pool: names must differ, got {', '.join(names)}")
-        check(len(names) <= 32, f"teachers.pool has {len(names)} teachers; at most 32 are supported")
+        if not names:
+            raise UserError(
+                "teachers.pool is empty: name teachers, for example "
+                "'teachers.pool=[{name: a, kind: checkpoint, path: FOLDER}]'"
+            )
+        if len(set(names)) != len(names):
+            raise UserError(f"teachers.pool: names must differ, got {', '.join(names)}")
+        if len(names) > 32:
+            raise UserError(f"teachers.pool has {len(names)} teachers; at most 32 are supported")
+
+
+# --- the encoder ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class EncoderSettings:
     """The fixed encoder behind the state's semantic vector."""
 
-    kind: str = "bag"  # bag: random projection of the bag of words, needs no model; transformer: a checkpoint
-    path: str | None = None
-    pooling: str = "mean"  # mean over tokens, or cls: the first token's vector (the paper's)
-    dim: int = 48  # bag only
-    max_length: int = 128
+    kind: ClassVar[str] = ""
+
+
+@dataclass
+class BagEncoderSettings(EncoderSettings):
+    """A random projection of the bag of words; needs no model."""
+
+    kind: ClassVar[str] = "bag"
+    dim: int = option(48, "width of the vector")
 
     def __post_init__(self) -> None:
-        one_of(self.kind, ("bag", "transformer"), "encoder.kind")
+        if self.dim <= 0:
+            raise UserError(f"encoder.dim={self.dim} must be positive")
+
+
+@dataclass
+class TransformerEncoderSettings(EncoderSettings):
+    """A pretrained encoder, used as it is."""
+
+    kind: ClassVar[str] = "transformer"
+    path: str | None = option(None, "checkpoint: a folder, a hub id or package:NAME/FOLDER")
+    pooling: str = option("mean", "mean over the tokens, or cls: the first token's vector, as in the paper")
+    max_length: int = option(128, "longest text, in tokens")
+
+    def __post_init__(self) -> None:
+        if self.path is None:
+            raise UserError("encoder.kind=transformer needs encoder.path=FOLDER-or-hub-id")
         one_of(self.pooling, ("mean", "cls"), "encoder.pooling")
-        check(self.dim > 0, f"encoder.dim={self.dim} must be positive")
-        check(self.max_length > 2, f"encoder.max_length={self.max_length} must be above 2")
-        check(
-            self.kind == "bag" or self.path is not None, "encoder.kind=transformer needs encoder.path=FOLDER-or-hub-id"
-        )
+        _check_length(self.max_length, "encoder.")
+
+
+ENCODER_KINDS: dict[str, type[EncoderSettings]] = {
+    cls.kind: cls for cls in (BagEncoderSettings, TransformerEncoderSettings)
+}
+
+
+# --- the student ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class StudentSettings:
-    """The student's architecture and its optimiser."""
+    """What every kind of student has: its optimiser and the length of its texts."""
 
-    name: str = "tiny"
-    kind: str = (
-        "fresh"  # truncate: first `layers` layers of `path`; fresh: random weights from `config`; path: as it is
-    )
-    path: str | None = None
-    layers: int | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    max_length: int = 128
-    lr: float = 5e-5
-    optimizer: str = "adamw"
-    weight_decay: float = 0.01
-    schedule: str = "constant"  # or linear: down to zero over the budget
-    warmup: float = 0.0  # share of the steps with rising learning rate
-    clip: float = 1.0  # largest norm of the gradient; 0: none
-    dropout: float | None = None  # none: as the checkpoint says
-    freeze_embeddings: bool = False
+    kind: ClassVar[str] = ""
+    name: str = option("student", "name of the student")
+    max_length: int = option(128, "longest text, in tokens")
+    lr: float = option(5e-5, "learning rate")
+    optimizer: str = option("adamw", "adamw or sgd")
+    weight_decay: float = option(0.01, "weight decay; not for biases and norms")
+    schedule: str = option("constant", "learning rate over the budget: constant, or linear (down to zero)")
+    warmup: float = option(0.0, "share of the steps in which the learning rate rises")
+    clip: float = option(1.0, "largest norm of the gradient; 0: no clipping")
+    dropout: float | None = option(None, "dropout rate; null: as the checkpoint says")
+    freeze_embeddings: bool = option(False, "do not train the word embeddings")
 
     def __post_init__(self) -> None:
         plain_name(self.name, "student.name")
-        one_of(self.kind, ("truncate", "fresh", "path"), "student.kind")
         one_of(self.optimizer, ("adamw", "sgd"), "student.optimizer")
         one_of(self.schedule, ("constant", "linear"), "student.schedule")
-        check(
-            self.kind == "fresh" or self.path is not None,
-            f"student.kind={self.kind} needs student.path=FOLDER-or-hub-id",
-        )
-        check(
-            self.kind != "truncate" or (self.layers or 0) > 0,
-            f"student.kind=truncate needs student.layers > 0, got {self.layers}",
-        )
         check_rate(self.lr, "student.lr")
-        check(self.weight_decay >= 0, f"student.weight_decay={self.weight_decay} must not be negative")
-        check(0 <= self.warmup < 1, f"student.warmup={self.warmup} must lie in [0, 1)")
-        check(self.clip >= 0, f"student.clip={self.clip} must not be negative; 0 turns clipping off")
-        check(self.dropout is None or 0 <= self.dropout < 1, f"student.dropout={self.dropout} must lie in [0, 1)")
-        check(self.max_length > 2, f"student.max_length={self.max_length} must be above 2")
+        if self.weight_decay < 0:
+            raise UserError(f"student.weight_decay={self.weight_decay} must not be negative")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"student.warmup={self.warmup} must lie in [0, 1)")
+        if self.clip < 0:
+            raise UserError(f"student.clip={self.clip} must not be negative; 0 turns clipping off")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"student.dropout={self.dropout} must lie in [0, 1)")
+        _check_length(self.max_length, "student.")
+
+
+@dataclass
+class TruncateStudent(StudentSettings):
+    """The first layers of a checkpoint, with a new head."""
+
+    kind: ClassVar[str] = "truncate"
+    path: str | None = option(None, "checkpoint: a folder, a hub id or package:NAME/FOLDER")
+    layers: int | None = option(None, "number of layers to keep")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path is None:
+            raise UserError("student.kind=truncate needs student.path=FOLDER-or-hub-id")
+        if self.layers is None or self.layers <= 0:
+            raise UserError(f"student.kind=truncate needs student.layers > 0, got {self.layers}")
+
+
+@dataclass
+class FreshStudent(StudentSettings):
+    """A BERT classifier with random weights."""
+
+    kind: ClassVar[str] = "fresh"
+    config: dict[str, Any] = option({}, "BertConfig fields")
+    path: str | None = option(None, "checkpoint whose tokenizer is used; null: a word-level vocabulary made from train")
+
+
+@dataclass
+class CheckpointStudent(StudentSettings):
+    """A whole checkpoint, with a new head."""
+
+    kind: ClassVar[str] = "checkpoint"
+    path: str | None = option(None, "checkpoint: a folder, a hub id or package:NAME/FOLDER")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path is None:
+            raise UserError("student.kind=checkpoint needs student.path=FOLDER-or-hub-id")
+
+
+STUDENT_KINDS: dict[str, type[StudentSettings]] = {
+    cls.kind: cls for cls in (TruncateStudent, FreshStudent, CheckpointStudent)
+}
+
+
+# --- distillation -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class LossSettings:
-    """alpha*CE + (1-alpha)*T^2*KL: weight of the hard label, and the temperature of both soft distributions."""
+    """The loss of an instance: alpha * CE + (1 - alpha) * T^2 * KL."""
 
-    alpha: float = 0.5
-    temperature: float = 5.0
+    alpha: float = option(0.5, "weight of the hard label")
+    temperature: float = option(5.0, "temperature T of both soft distributions")
 
     def __post_init__(self) -> None:
-        check(0 <= self.alpha <= 1, f"loss.alpha={self.alpha} must lie in [0, 1]: it weighs the hard label")
-        check(0 < self.temperature < float("inf"), f"loss.temperature={self.temperature} must be positive and finite")
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"loss.alpha={self.alpha} must lie in [0, 1]: it weighs the hard label")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"loss.temperature={self.temperature} must be positive and finite")
 
 
 @dataclass
 class BudgetSettings:
     """How long the student trains. All counts are student steps (batches)."""
 
-    batch_size: int = 32
-    epochs: float = 4.0  # of one run from the warm start, when steps is not given
-    steps: int | None = None
-    warm_epochs: float = 4.0  # of the warm start
-    warm_steps: int | None = None
-    evals: int = 6  # dev evaluations in a run; the best one is kept
-    group_lengths: bool = True  # cut batches from runs of like length: less padding
+    batch_size: int = option(32, "instances in a batch", "warm start")
+    epochs: float = option(4.0, "length of one run from the warm start, when steps is not given")
+    steps: int | None = option(None, "length of one run from the warm start, in student steps")
+    warm_epochs: float = option(4.0, "length of the warm start, when warm_steps is not given", "warm start")
+    warm_steps: int | None = option(None, "length of the warm start, in student steps", "warm start")
+    evals: int = option(6, "evaluations on dev in a run; the best one is kept")
+    group_lengths: bool = option(True, "batch texts of similar length together, which saves padding", "warm start")
 
     def __post_init__(self) -> None:
-        check(self.batch_size > 0, f"budget.batch_size={self.batch_size} must be positive")
-        check(
-            self.epochs > 0 and self.warm_epochs >= 0,
-            "budget.epochs must be positive and budget.warm_epochs not negative",
-        )
-        check(self.steps is None or self.steps > 0, f"budget.steps={self.steps} must be positive")
-        check(
-            self.warm_steps is None or self.warm_steps >= 0, f"budget.warm_steps={self.warm_steps} must not be negative"
-        )
-        check(self.evals > 0, f"budget.evals={self.evals} must be positive")
+        if self.batch_size <= 0:
+            raise UserError(f"budget.batch_size={self.batch_size} must be positive")
+        if self.epochs <= 0 or self.warm_epochs < 0:
+            raise UserError("budget.epochs must be positive and budget.warm_epochs not negative")
+        if self.steps is not None and self.steps <= 0:
+            raise UserError(f"budget.steps={self.steps} must be positive")
+        if self.warm_steps is not None and self.warm_steps < 0:
+            raise UserError(f"budget.warm_steps={self.warm_steps} must not be negative")
+        if self.evals <= 0:
+            raise UserError(f"budget.evals={self.evals} must be positive")
+
+
+# --- the environment --------------------------------------------------------------------------------------------------
+
+PARTS = ("encoder", "teacher_probs", "teacher_loss", "student_probs", "student_loss", "divergence", "progress")
 
 
 @dataclass
-class ProcessSettings:
-    """Everything a `Distillation` is built from."""
+class ObservationSettings:
+    """The parts of the state, in order. The paper's state is encoder, teacher_probs and teacher_loss."""
 
-    task: TaskSettings = field(default_factory=TaskSettings)
-    teachers: TeachersSettings = field(default_factory=lambda: TeachersSettings(pool=[TeacherSettings()]))
-    encoder: EncoderSettings = field(default_factory=EncoderSettings)
-    student: StudentSettings = field(default_factory=StudentSettings)
-    loss: LossSettings = field(default_factory=LossSettings)
-    budget: BudgetSettings = field(default_factory=BudgetSettings)
-    seed: int = 0
-    device: str = "cpu"
-    threads: int | None = None
-    amp: str = "auto"
-    fast: bool = True
-    data_dir: str | None = None
-    home: str = "~/.cache/teacher-select"
+    parts: list[str] = option(["encoder", "teacher_probs", "teacher_loss"], f"some of {', '.join(PARTS)}")
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise UserError("observation.parts is empty; name some of " + ", ".join(PARTS))
+        for part in self.parts:
+            if ":" not in part:  # else an import path of the user's own part
+                one_of(part, PARTS, "observation.parts")
+        if len(set(self.parts)) != len(self.parts):
+            raise UserError(f"observation.parts={self.parts} names a part twice")
+
+
+@dataclass
+class RewardSettings:
+    """The reward: what a student step was worth."""
+
+    name: str = option("validation_gain", "validation_gain, paper1, paper2, paper3, or my_package.module:MyReward")
+    metric: str = option("loss", "validation_gain: V is minus the mean cross-entropy (loss, nats) or accuracy")
+    every: int = option(8, "student steps between two measurements")
+    size: int | None = option(512, "reward instances that are measured (fixed, stratified); null: all")
+    at: str = option("batch", "paper1: measured on the batch learnt from, or on the next one, which costs no forward")
+    accuracy_weight: float = option(0.5, "paper3: weight of the accuracy; the paper's value is not known")
+
+    def __post_init__(self) -> None:
+        one_of(self.metric, ("loss", "accuracy"), "reward.metric")
+        one_of(self.at, ("batch", "next"), "reward.at")
+        if self.every <= 0:
+            raise UserError(f"reward.every={self.every} must be positive")
+        if self.size is not None and self.size <= 0:
+            raise UserError(f"reward.size={self.size} must be positive, or null for the whole split")
+        if not 0 <= self.accuracy_weight <= 1:
+            raise UserError(f"reward.accuracy_weight={self.accuracy_weight} must lie in [0, 1]")
+        if self.at != "batch" and self.name != "paper1":
+            raise UserError(
+                f"reward.at=next goes with paper1, not with {self.name}: the teachers of the next batch are not chosen yet"
+            )
+
+
+@dataclass
+class CreditSettings:
+    """How the reward of a step is shared out among the rows and the teachers."""
+
+    name: str = option(
+        "auto",
+        "shared, influence, counterfactual, or my_package.module:MyCredit; "
+        "auto: counterfactual for reinforce, influence for Stable-Baselines3, shared for an environment alone",
+    )
+    size: int = option(64, "reward instances behind the gradient v, drawn anew each time")
+    every: int = option(1, "student steps that one v serves")
+    center: bool = option(True, "credit only what sets a row apart from its batch: no class prior, no confidence")
+
+    def __post_init__(self) -> None:
+        for key in ("size", "every"):
+            if getattr(self, key) <= 0:
+                raise UserError(f"credit.{key}={getattr(self, key)} must be positive")
+
+
+# --- the agents -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class AgentSettings:
+    """What every agent has."""
+
+    name: str = option("", "reinforce, or an algorithm of Stable-Baselines3")
+    lr: float | None = option(None, "learning rate")
+    episodes: int = option(4, "episodes of joint training, each of budget.steps student steps")
+    oracle: bool = option(True, "also run the best known selection, where the task knows it", "run")
+
+    def __post_init__(self) -> None:
+        if self.lr is not None:
+            check_rate(self.lr, "agent.lr")
+        if self.episodes <= 0:
+            raise UserError(f"agent.episodes={self.episodes} must be positive")
+
+
+@dataclass
+class ReinforceSettings(AgentSettings):
+    """The paper's selector: K logistic units on the state, trained by REINFORCE."""
+
+    name: str = option("reinforce", "reinforce")
+    lr: float = option(0.005, "learning rate of the selector (Adam)")
+    schedule: str = option("linear", "of lr: linear (down to zero) or constant")
+    warmup: int = option(8, "student steps with all teachers before the selector chooses and learns")
+    baseline: float = option(0.9, "decay of the running mean and spread of the shared reward")
+    entropy: float = option(0.01, "weight of the entropy bonus")
+    bias: float = option(1.0, "first logit of every unit; 1.0 switches 73 % of all teachers on")
+    joint: str = option("restart", "every episode from the warm start (restart), or from where the last ended (continue)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self.schedule, ("linear", "constant"), "agent.schedule")
+        one_of(self.joint, ("restart", "continue"), "agent.joint")
+        if self.warmup < 0:
+            raise UserError(f"agent.warmup={self.warmup} must not be negative")
+        if not 0 <= self.baseline < 1:
+            raise UserError(f"agent.baseline={self.baseline} must lie in [0, 1)")
+        if self.entropy < 0:
+            raise UserError(f"agent.entropy={self.entropy} must not be negative")
+
+
+_ON_POLICY: dict[str, Any] = {"gamma": 0.0, "gae_lambda": 1.0}
+_OFF_POLICY: dict[str, Any] = {"buffer_size": 20000, "learning_starts": 320, "batch_size": 256, "gamma": 0.0, "train_freq": 1}
+_Q_LEARNING: dict[str, Any] = {
+    **_OFF_POLICY,
+    "gradient_steps": 2,
+    "target_update_interval": 320,
+    "exploration_fraction": 0.5,
+    "exploration_final_eps": 0.05,
+}
+# Learning rate and constructor arguments of each algorithm. With credit by row a row is paid at once, so gamma is 0.
+SB3_DEFAULTS: dict[str, tuple[float, dict[str, Any]]] = {
+    "ppo": (
+        0.01,
+        {"n_steps": 8, "batch_size": 256, "n_epochs": 4, **_ON_POLICY, "ent_coef": 0.001, "normalize_advantage": True},
+    ),
+    "a2c": (
+        0.01,
+        {"n_steps": 2, **_ON_POLICY, "ent_coef": 0.001, "normalize_advantage": True, "use_rms_prop": False},
+    ),
+    "trpo": (0.003, {"n_steps": 8, "batch_size": 256, **_ON_POLICY, "target_kl": 0.02}),
+    "dqn": (0.003, _Q_LEARNING),
+    "qrdqn": (0.003, _Q_LEARNING),
+    "sac": (0.003, {**_OFF_POLICY, "gradient_steps": 1}),
+    "td3": (0.003, {**_OFF_POLICY, "gradient_steps": 1}),
+}
+
+
+@dataclass
+class SB3Settings(AgentSettings):
+    """An algorithm of Stable-Baselines3."""
+
+    name: str = option("ppo", f"one of {', '.join(SB3_DEFAULTS)}")
+    lr: float | None = option(None, "learning rate; null: the algorithm's default here (ppo and a2c 0.01, else 0.003)")
+    params: dict[str, Any] = option({}, "constructor arguments of the algorithm, over the defaults here")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self.name, tuple(SB3_DEFAULTS), "agent")
+        lr, params = SB3_DEFAULTS[self.name]
+        self.lr = lr if self.lr is None else self.lr
+        self.params = {**params, **self.params}
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RunSettings:
+    """All settings of one run."""
+
+    task: TaskSettings = section(TaskSettings, "signals")
+    teachers: TeachersSettings = field(
+        default_factory=lambda: TeachersSettings(pool=[FinetuneTeacher()]), metadata={"changes": "signals"}
+    )
+    encoder: EncoderSettings = field(default_factory=BagEncoderSettings, metadata={"changes": "signals"})
+    student: StudentSettings = field(default_factory=FreshStudent, metadata={"changes": "warm start"})
+    loss: LossSettings = section(LossSettings, "warm start")
+    budget: BudgetSettings = section(BudgetSettings, "cell")
+    observation: ObservationSettings = section(ObservationSettings, "cell")
+    reward: RewardSettings = section(RewardSettings, "cell")
+    credit: CreditSettings = section(CreditSettings, "cell")
+    agent: AgentSettings = field(default_factory=ReinforceSettings, metadata={"changes": "cell"})
+    policy: str = option("linear", "agents of Stable-Baselines3: linear (the paper's policy) or mlp", "cell")
+    seed: int = option(0, "seed of the run", "warm start")
+    device: str = option("cpu", "auto, cpu, cuda or cuda:N", "machine")
+    threads: int | None = option(None, "torch threads; null: torch's default", "machine")
+    amp: str = option("auto", "bf16 autocast: auto (where the hardware computes it natively), off or bf16", "machine")
+    fast: bool = option(True, "faster forms of the same forward pass; false: as transformers computes it", "machine")
+    data_dir: str | None = option(None, "folder of the official GLUE files; default: TEACHER_SELECT_DATA", "nothing")
+    home: str = option("~/.cache/teacher-select", "folder of all caches; default: TEACHER_SELECT_HOME", "nothing")
+    resume: bool = option(False, "continue the run in hydra.run.dir=FOLDER from its last checkpoint", "nothing")
+    checkpoint_every: int | None = option(
+        None,
+        "student steps between two checkpoints; null: as often as costs under 1 % of the time",
+        "nothing",
+    )
 
     def __post_init__(self) -> None:
         one_of(self.amp, ("auto", "off", "bf16"), "amp")
-        check(
-            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
-            f"device={self.device} is not known; choose from auto, cpu, cuda, cuda:N",
-        )
+        one_of(self.policy, ("linear", "mlp"), "policy")
+        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:
+            raise UserError(f"device={self.device} is not known; choose from auto, cpu, cuda, cuda:N")
         check_seed(self.seed, "seed")
-        check(
-            self.threads is None or self.threads > 0,
-            f"threads={self.threads} must be positive, or null for the default",
-        )
+        if self.threads is not None and self.threads <= 0:
+            raise UserError(f"threads={self.threads} must be positive, or null for the default")
+        if self.checkpoint_every is not None and self.checkpoint_every <= 0:
+            raise UserError(f"checkpoint_every={self.checkpoint_every} must be positive, or null")
 
     @classmethod
-    def from_config(cls, config: Any) -> ProcessSettings:
-        """From a whole run configuration: keys that belong to envs and agents are left to them."""
-        if OmegaConf.is_config(config):
-            config = OmegaConf.to_container(config, resolve=True)
-        own = {f.name: config[f.name] for f in fields(cls) if f.name in config}
-        groups = {
-            "task": TaskSettings,
-            "teachers": TeachersSettings,
-            "encoder": EncoderSettings,
-            "student": StudentSettings,
-        }
-        groups |= {"loss": LossSettings, "budget": BudgetSettings}
-        for name, group in groups.items():
-            if name in own:
-                own[name] = parse(group, own[name], name)
-        scalars = {k: v for k, v in own.items() if k not in groups}
-        settings: ProcessSettings = parse(cls, scalars, "config")
-        for name in groups:
-            if name in own:
-                setattr(settings, name, own[name])
-        return settings
+    def from_config(cls, config: Any) -> RunSettings:
+        """Parse a whole configuration: what `configs.compose` returns, or `to_config` of other settings.
+
+        Raises:
+            UserError: for an unknown key, a wrong type or a value out of range, naming the key.
+        """
+        plain = _plain(config, "config")
+        for key in plain:
+            one_of(key, [f.name for f in fields(cls)], "config: key")
+        scalars = {k: v for k, v in plain.items() if k not in _SECTIONS}
+        groups = {name: read(plain.get(name, {})) for name, read in _SECTIONS.items() if name in plain}
+        return _build(cls, scalars, "config", groups)
+
+    def to_config(self) -> dict[str, Any]:
+        """The settings as a plain mapping that `from_config` reads: JSON and YAML values only."""
+        out: dict[str, Any] = _with_kinds(self)
+        return out
+
+    def identity(self, scope: str, sections: Sequence[str] | None = None) -> dict[str, Any]:
+        """The values of all settings that results of `scope` depend on, as plain JSON values.
+
+        Args:
+            scope: one of `SCOPES`.
+            sections: of the settings with scope `cell` and `run`, keep only those in these sections; null: all. A rule
+                names the sections it reads, so that settings of agents make no other cell of it.
+        """
+        wanted = SCOPES[: SCOPES.index(scope) + 1]
+        out: dict[str, Any] = {}
+        for path, value, changes in _leaves(self):
+            ours = sections is None or path[0] in sections or SCOPES.index(changes) < SCOPES.index("cell")
+            if changes in wanted and ours:
+                out[".".join(path)] = value
+        return out
+
+    def fingerprint(self, scope: str, sections: Sequence[str] | None = None) -> str:
+        """Hash of `identity`: 16 hex digits."""
+        return digest(self.identity(scope, sections))
 
     @property
     def home_dir(self) -> Path:
-        """Folder of all caches, with `~` expanded."""
-        return expand(self.home)
+        """Folder of all caches, with `~` expanded. An empty `home` means the default."""
+        return expand(self.home or "~/.cache/teacher-select")
+
+
+@dataclass
+class CompareSettings:
+    """The grid of a comparison."""
+
+    agents: list[str] = option(
+        ["control", "best_single", "reinforce", "ppo"],
+        'rules and agents; an entry may bring settings of its own: "reinforce credit.name=shared"',
+    )
+    seeds: int = option(3, "number of seeds: seed, seed+1, ...")
+    jobs: int | None = option(None, "cells at a time; null: as many as the cores carry")
+    cells: str = option("cells", "folder where finished cells are kept and found again")
+    report: bool = option(True, "write report/index.html, figures and tables (extra `report`)")
+
+    def __post_init__(self) -> None:
+        if self.seeds <= 0:
+            raise UserError(f"seeds={self.seeds} must be positive")
+        if self.jobs is not None and self.jobs <= 0:
+            raise UserError(f"jobs={self.jobs} must be positive, or null")
+        if not self.agents:
+            raise UserError("agents is empty; name some, for example agents=[control,reinforce]")
+
+
+# --- parsing ----------------------------------------------------------------------------------------------------------
+
+
+def _plain(mapping: Any, where: str) -> dict[str, Any]:
+    if OmegaConf.is_config(mapping):
+        mapping = OmegaConf.to_container(mapping, resolve=True)
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"{where}={mapping!r} is not a group of settings")
+    return dict(mapping)
+
+
+def parse(cls: type[T], mapping: Any, where: str) -> T:
+    """Build the dataclass `cls` from a mapping, checking keys and types; `where` is the config key named in errors."""
+    return _build(cls, _plain(mapping, where), where, {})
+
+
+def _build(cls: type[T], plain: dict[str, Any], where: str, ready: dict[str, Any]) -> T:
+    """The dataclass from plain values, and from `ready` ones that were parsed already."""
+    for key in plain:
+        one_of(key, [f.name for f in fields(cls)], f"{where}: key")  # type: ignore[arg-type]
+    hints = get_type_hints(cls)
+    nested = {k: parse(hints[k], v, f"{where}.{k}") for k, v in plain.items() if is_dataclass(hints[k])}
+    given = {k: v for k, v in plain.items() if k not in nested}
+    types = make_dataclass(f"{cls.__name__}Types", [(k, hints[k]) for k in given])
+    try:  # OmegaConf converts and checks the values by their types
+        values: dict[str, Any] = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(types), given))  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        first = str(error).splitlines()[0]
+        raise UserError(f"{where}{'.' if key else ''}{key}: {first}") from None
+    _check_finite(values, where)
+    return cls(**values, **nested, **ready)
+
+
+def _check_finite(value: Any, where: str) -> None:
+    """Raise `UserError` for a NaN or an infinity anywhere in plain settings."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_finite(inner, f"{where}.{key}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}={value} must be a finite number")
+
+
+def _of_kind(kinds: Mapping[str, type[Any]], mapping: Any, where: str, default: str) -> Any:
+    """The settings of the kind that a mapping names. A key that the kind does not have is an error unless it is null."""
+    plain = _plain(mapping, where)
+    kind = plain.pop("kind", None) or default
+    one_of(kind, tuple(kinds), f"{where}: kind" if " " in where else f"{where}.kind")
+    cls = kinds[kind]
+    known = [f.name for f in fields(cls)]
+    others = {f.name for c in kinds.values() for f in fields(c)} - set(known)
+    given = {}
+    for key, value in plain.items():
+        if key in others and value is not None:
+            with_it = ", ".join(k for k, c in kinds.items() if key in {f.name for f in fields(c)})
+            way_out = "take it out" if " " in where else f"set {where}.{key}=null"
+            raise UserError(f"{where}: kind={kind} has no setting {key!r} (it belongs to kind={with_it}); {way_out}")
+        if key not in others and (value is not None or key not in known):
+            given[key] = value
+    return parse(cls, given, where)
+
+
+def _student(mapping: Any) -> StudentSettings:
+    plain = _plain(mapping, "student")
+    if plain.get("kind") == "path":
+        notice("student.kind=path is now called kind=checkpoint")
+        plain["kind"] = "checkpoint"
+    made: StudentSettings = _of_kind(STUDENT_KINDS, plain, "student", "fresh")
+    return made
+
+
+def _encoder(mapping: Any) -> EncoderSettings:
+    made: EncoderSettings = _of_kind(ENCODER_KINDS, mapping, "encoder", "bag")
+    return made
+
+
+def _agent(mapping: Any) -> AgentSettings:
+    plain = {k: v for k, v in _plain(mapping, "agent").items() if v is not None}
+    name = plain.get("name", "reinforce")
+    one_of(name, ("reinforce", *SB3_DEFAULTS), "agent")
+    cls: type[AgentSettings] = ReinforceSettings if name == "reinforce" else SB3Settings
+    return parse(cls, plain, "agent")
+
+
+def teacher(mapping: Any) -> TeacherSettings:
+    """One entry of `teachers.pool`. The spelling of version 0.1 (`fitted`, `probs`, no kind) is read with a notice."""
+    plain = _plain(mapping, "teachers.pool: entry")
+    where = f"teacher {plain.get('name', 'teacher')}"
+    if "kind" not in plain:
+        plain, new = _old_teacher(plain, where)
+        notice(f"{where}: give its kind; this entry is now written {{name: {plain.get('name')}, {new}}}")
+    made: TeacherSettings = _of_kind(TEACHER_KINDS, plain, where, "finetune")
+    return made
+
+
+def _old_teacher(plain: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
+    """An entry without a kind, in today's spelling, and how that is written."""
+    fitted, probs = plain.pop("fitted", False), plain.pop("probs", None)
+    if probs is not None and plain.get("path") is not None:
+        raise UserError(f"{where}: give path or probs, not both")
+    if probs is not None:
+        return {**plain, "kind": "predictions", "path": probs}, f"kind: predictions, path: {probs}"
+    if fitted:
+        if plain.get("path") is None:
+            raise UserError(f"{where}: fitted=true needs path=FOLDER-or-hub-id")
+        return {**plain, "kind": "checkpoint"}, f"kind: checkpoint, path: {plain['path']}"
+    return {**plain, "kind": "finetune"}, "kind: finetune, ..."
+
+
+def _teachers(mapping: Any) -> TeachersSettings:
+    plain = _plain(mapping, "teachers")
+    pool = plain.pop("pool", None) or []
+    if not isinstance(pool, list | tuple):
+        raise UserError("teachers.pool must be a list: 'teachers.pool=[{name: a, kind: checkpoint, path: FOLDER}]'")
+    return _build(TeachersSettings, plain, "teachers", {"pool": [teacher(entry) for entry in pool]})
+
+
+_SECTIONS: dict[str, Any] = {
+    "task": lambda m: parse(TaskSettings, m, "task"),
+    "teachers": _teachers,
+    "encoder": _encoder,
+    "student": _student,
+    "loss": lambda m: parse(LossSettings, m, "loss"),
+    "budget": lambda m: parse(BudgetSettings, m, "budget"),
+    "observation": lambda m: parse(ObservationSettings, m, "observation"),
+    "reward": lambda m: parse(RewardSettings, m, "reward"),
+    "credit": lambda m: parse(CreditSettings, m, "credit"),
+    "agent": _agent,
+}
+
+_NOTICES: set[str] = set()
+
+
+def notice(message: str) -> None:
+    """Print a line about an old spelling on stderr, once a process."""
+    if message not in _NOTICES:
+        _NOTICES.add(message)
+        print(f"note: {message}", file=sys.stderr)
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------
+
+
+def _with_kinds(value: Any) -> Any:
+    """Plain JSON values; a dataclass with a kind says it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {f.name: _with_kinds(getattr(value, f.name)) for f in fields(value)}
+        kind = getattr(value, "kind", "")
+        return {"kind": kind, **own} if kind else own
+    if isinstance(value, list | tuple):
+        return [_with_kinds(v) for v in value]
+    return value
+
+
+def _leaves(settings: Any, path: tuple[str, ...] = (), changes: str = "") -> Iterator[tuple[tuple[str, ...], Any, str]]:
+    """Path, plain value and scope of every setting; pools and kinds are single values of their section's scope."""
+    kind = getattr(settings, "kind", "")
+    if kind:
+        yield (*path, "kind"), kind, changes
+    for f in fields(settings):
+        value, own = getattr(settings, f.name), f.metadata.get("changes") or changes
+        if own not in (*SCOPES, *OUTSIDE):
+            raise ValueError(f"{'.'.join((*path, f.name))} does not say what it changes")
+        if is_dataclass(value) and not isinstance(value, type):
+            yield from _leaves(value, (*path, f.name), own)
+        elif own not in OUTSIDE:
+            yield (*path, f.name), _with_kinds(value), own
+
+
+def digest(*parts: Any) -> str:
+    """First 16 hex digits of SHA-256 over JSON of `parts`."""
+    text = json.dumps(
+        [asdict(p) if is_dataclass(p) and not isinstance(p, type) else p for p in parts], sort_keys=True, default=str
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# --- defaults for Hydra, and their documentation ----------------------------------------------------------------------
+
+
+def defaults() -> dict[str, Any]:
+    """The tree with its defaults, as plain values. Where kinds differ in their settings, null stands for a kind's default."""
+    out: dict[str, Any] = {}
+    kinds = {"student": STUDENT_KINDS, "encoder": ENCODER_KINDS, "agent": {"a": ReinforceSettings, "b": SB3Settings}}
+    for f in fields(RunSettings):
+        if f.name in kinds:
+            names = dict.fromkeys(g.name for cls in kinds[f.name].values() for g in fields(cls))
+            first = {"encoder": {"kind": "bag"}, "student": {"kind": "fresh"}, "agent": {}}[f.name]
+            out[f.name] = {**first, **dict.fromkeys(names)}
+        elif f.name == "teachers":
+            out["teachers"] = {g.name: _default(g) for g in fields(TeachersSettings)}
+        else:
+            out[f.name] = _with_kinds(_default(f))
+    out["data_dir"] = "${oc.env:TEACHER_SELECT_DATA,null}"
+    out["home"] = "${oc.env:TEACHER_SELECT_HOME,'~/.cache/teacher-select'}"
+    return out
+
+
+def _default(f: Field[Any]) -> Any:
+    return f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+
+
+def register() -> None:
+    """Give Hydra the tree's defaults under the names that `configs/*.yaml` start from."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=defaults())
+    store.store(name="compare_schema", node=asdict(CompareSettings()))
+    for name in SB3_DEFAULTS:  # `agent=a2c` works as `agent=ppo` does, which has a documented file
+        if name not in ("ppo", "dqn"):
+            store.store(group="agent", name=name, node={"name": name})
+
+
+register()

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import parallel
-from .models import Engine, check_tokens, speed_up, takes_token_types
-from .settings import NotFinite, StudentSettings
-from .tokens import Batch, TokenizedSplit, run_over
+from distill import parallel
+from distill.checks import NotFinite
+from distill.data.tokens import Batch, TokenizedSplit, run_over
+from distill.models.engine import Engine
+from distill.models.fast import speed_up
+from distill.models.loading import check_tokens, takes_token_types
+from distill.settings import StudentSettings
 
 Direction = dict[str, Tensor]
 

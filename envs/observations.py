@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from distill.checks import check, one_of
 from distill.process import Distillation
-from distill.settings import check, one_of
 
 PARTS = ("encoder", "teacher_probs", "teacher_loss", "student_probs", "student_loss", "divergence", "progress")
 STUDENT_PARTS = {"student_probs", "student_loss", "divergence"}
@@ -24,10 +24,12 @@ class ObservationSettings:
     parts: list[str] = field(default_factory=lambda: ["encoder", "teacher_probs", "teacher_loss"])
 
     def __post_init__(self) -> None:
-        check(bool(self.parts), "observation.parts is empty; name some of " + ", ".join(PARTS))
+        if not self.parts:
+            raise UserError("observation.parts is empty; name some of " + ", ".join(PARTS))
         for part in self.parts:
             one_of(part, PARTS, "observation.parts")
-        check(len(set(self.parts)) == len(self.parts), f"observation.parts={self.parts} names a part twice")
+        if len(set(self.parts)) != len(self.parts):
+            raise UserError(f"observation.parts={self.parts} names a part twice")
 
 
 class Observation:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill.settings import UserError
+from distill.checks import UserError
 
 if TYPE_CHECKING:
-    from .teacher_select import Core
+    from envs.teacher_select import Core
 
 MODES = ("ansi", "rgb_array")
 WINDOW = 10  # student steps that the shown rates are averaged over

@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.checks import check, one_of
+from distill.data.splits import stratified
+from distill.data.tokens import Batch
 from distill.losses import distillation_loss
 from distill.process import Current, Distillation
-from distill.settings import LossSettings, check, one_of
+from distill.settings import LossSettings
 from distill.student import Direction
-from distill.tasks import stratified
-from distill.tokens import Batch
 
 REWARDS = ("validation_gain", "paper1", "paper2", "paper3")
 FAILED = -10.0  # nats: the reward of a step after which the student's numbers are not finite
@@ -53,21 +54,22 @@ class RewardSettings:
         one_of(self.credit, ("shared", "influence"), "reward.credit")
         one_of(self.method, ("auto", "finite", "central", "exact"), "reward.method")
         for key in ("every", "direction_size", "direction_every"):
-            check(getattr(self, key) > 0, f"reward.{key}={getattr(self, key)} must be positive")
-        check(
-            self.size is None or self.size > 0, f"reward.size={self.size} must be positive, or null for the whole split"
-        )
-        check(0 <= self.direction_decay < 1, f"reward.direction_decay={self.direction_decay} must lie in [0, 1)")
-        check(self.horizon >= 0, f"reward.horizon={self.horizon} must not be negative")
-        check(0 <= self.accuracy_weight <= 1, f"reward.accuracy_weight={self.accuracy_weight} must lie in [0, 1]")
-        check(
-            self.at == "batch" or self.name == "paper1",
-            f"reward.at=next goes with paper1, not with {self.name}: what the next batch's teachers say is not chosen yet",
-        )
-        check(
-            self.credit == "shared" or self.name == "validation_gain",
-            f"reward.credit=influence goes with validation_gain, not with {self.name}",
-        )
+            if getattr(self, key) <= 0:
+                raise UserError(f"reward.{key}={getattr(self, key)} must be positive")
+        if self.size is not None and self.size <= 0:
+            raise UserError(f"reward.size={self.size} must be positive, or null for the whole split")
+        if not 0 <= self.direction_decay < 1:
+            raise UserError(f"reward.direction_decay={self.direction_decay} must lie in [0, 1)")
+        if self.horizon < 0:
+            raise UserError(f"reward.horizon={self.horizon} must not be negative")
+        if not 0 <= self.accuracy_weight <= 1:
+            raise UserError(f"reward.accuracy_weight={self.accuracy_weight} must lie in [0, 1]")
+        if self.at != "batch" and self.name != "paper1":
+            raise UserError(
+                f"reward.at=next goes with paper1, not with {self.name}: what the next batch's teachers say is not chosen yet"
+            )
+        if self.credit != "shared" and self.name != "validation_gain":
+            raise UserError(f"reward.credit=influence goes with validation_gain, not with {self.name}")
 
 
 def part_of(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:

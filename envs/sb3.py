@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from distill.settings import UserError
+from distill.checks import UserError
 
 
 def rows_of(info: dict[str, Any], count: int) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.checks import UserError
 from distill.process import Distillation
-from distill.settings import UserError
 
 
 class Damaged(UserError):

@@ -23,13 +23,13 @@ from gymnasium.vector.utils import batch_space
 
 import configs
 from distill import parallel
+from distill.checks import NotFinite, check, one_of
 from distill.process import Distillation
-from distill.settings import NotFinite, ProcessSettings, check, digest, one_of, parse
-
-from . import rendering
-from .observations import Observation, ObservationSettings
-from .rewards import Reward, RewardSettings, part_of
-from .states import check_arrays, check_facts, facts_of
+from distill.settings import ProcessSettings, digest, parse
+from envs import rendering
+from envs.observations import Observation, ObservationSettings
+from envs.rewards import Reward, RewardSettings, part_of
+from envs.states import check_arrays, check_facts, facts_of
 
 State = dict[str, np.ndarray]
 
@@ -45,7 +45,8 @@ class Core:
     def __init__(self, config: dict[str, Any], batch_size: int | None = None) -> None:
         settings = ProcessSettings.from_config(config)
         if batch_size is not None:
-            check(batch_size > 0, f"num_envs={batch_size} must be positive")
+            if batch_size <= 0:
+                raise UserError(f"num_envs={batch_size} must be positive")
             settings.budget.batch_size = batch_size
         self.weights = False  # whether actions may be weights; set by the wrapper that offers them
         reward = parse(RewardSettings, config.get("reward", {}), "reward")
@@ -144,10 +145,10 @@ class Core:
         Raises `UserError`, with nothing moved, when it is of another configuration, data or teachers, or is damaged.
         """
         facts = facts_of(state)
-        check(
-            facts["fingerprint"] == self.fingerprint,
-            f"this state is of another environment: fingerprint {facts['fingerprint']} there, {self.fingerprint} here; make one with the same settings",
-        )
+        if facts["fingerprint"] != self.fingerprint:
+            raise UserError(
+                f"this state is of another environment: fingerprint {facts['fingerprint']} there, {self.fingerprint} here; make one with the same settings"
+            )
         check_arrays(state, self.process)
         check_facts(facts, state)
         with training_mode():
@@ -188,14 +189,14 @@ class Core:
         Raises `UserError` when it was recorded in another environment, or in an episode that did not begin at the warm start.
         """
         facts = facts_of(trajectory)
-        check(
-            facts["fingerprint"] == self.fingerprint,
-            f"the trajectory is of another environment ({facts['fingerprint']}; this one is {self.fingerprint})",
-        )
-        check(
-            facts["restart"],
-            "the trajectory's episode went on from an earlier one; only episodes from the warm start can be replayed",
-        )
+        if facts["fingerprint"] != self.fingerprint:
+            raise UserError(
+                f"the trajectory is of another environment ({facts['fingerprint']}; this one is {self.fingerprint})"
+            )
+        if not facts["restart"]:
+            raise UserError(
+                "the trajectory's episode went on from an earlier one; only episodes from the warm start can be replayed"
+            )
         fork = self.fork()
         fork.begin(facts["seed"])
         worst = 0.0
@@ -279,10 +280,8 @@ def as_config(
 ) -> dict[str, Any]:
     """The run configuration behind an environment's arguments: a whole one, or names of groups plus overrides."""
     if config is not None:
-        check(
-            not (task or teachers or student or overrides),
-            "give either config or task/teachers/student/overrides, not both",
-        )
+        if task or teachers or student or overrides:
+            raise UserError("give either config or task/teachers/student/overrides, not both")
         return config
     groups = {"task": task, "teachers": teachers, "student": student}
     return configs.compose([*(f"{k}={v}" for k, v in groups.items() if v), *overrides])
@@ -390,7 +389,8 @@ class TeacherSelectEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def set_state(self, state: State) -> None:
         """Go on from `get_state()` of an environment with the same settings; `UserError` for another one's state."""
-        check("pending" in state, "this state is of the vector environment; give it to one")
+        if "pending" not in state:
+            raise UserError("this state is of the vector environment; give it to one")
         facts = self.core.set_state(state)
         self.np_random.bit_generator.state = facts["env_rng"]
         self._states = self.core.observe() if facts["running"] else None
@@ -504,7 +504,8 @@ class TeacherSelectVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def set_state(self, state: State) -> None:
         """Go on from `get_state()` of an environment with the same settings; `UserError` for another one's state."""
-        check("pending" not in state, "this state is of the single environment; give it to one")
+        if "pending" in state:
+            raise UserError("this state is of the single environment; give it to one")
         facts = self.core.set_state(state)
         self.np_random.bit_generator.state = facts["env_rng"]
         self._ready, self._restart = facts["running"], facts["restart"]

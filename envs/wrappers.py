@@ -12,24 +12,23 @@ import numpy as np
 from gymnasium.vector import VectorActionWrapper, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from distill.settings import check
+from distill.checks import check
 
 MOST_TEACHERS = 6  # 2^6 = 64 actions; beyond it a discrete space learns nothing in any budget of ours
 
 
 def subset_table(teachers: int) -> np.ndarray:
     """All subsets, int8 `[2^K, K]`; bit k of the row's number says whether teacher k is on."""
-    check(
-        teachers <= MOST_TEACHERS,
-        f"a discrete action space over {teachers} teachers has 2^{teachers} actions; at most {MOST_TEACHERS} teachers",
-    )
+    if teachers > MOST_TEACHERS:
+        raise UserError(
+            f"a discrete action space over {teachers} teachers has 2^{teachers} actions; at most {MOST_TEACHERS} teachers"
+        )
     return (np.arange(2**teachers)[:, None] >> np.arange(teachers) & 1).astype(np.int8)
 
 
 def _teachers(space: gym.Space[Any]) -> int:
-    check(
-        isinstance(space, gym.spaces.MultiBinary), f"the wrapped environment's actions must be subsets, found {space}"
-    )
+    if not isinstance(space, gym.spaces.MultiBinary):
+        raise UserError(f"the wrapped environment's actions must be subsets, found {space}")
     return int(space.n)  # type: ignore[attr-defined]
 
 

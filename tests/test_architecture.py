@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from configs import compose
-from distill.settings import ProcessSettings, UserError
+from distill.settings import ProcessSettings
+from distill.checks import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = {

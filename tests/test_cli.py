@@ -49,7 +49,7 @@ def command(script: list[str], *arguments: str, folder: Path | None = None) -> R
 def inside(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
     """The same within this process, which has the imports behind it; the run's folder is `tmp_path/out/run`."""
     from agents import reinforce
-    from configs import launch
+    from agents.experiment.launch import launch
     from distill import teachers
 
     programs = {tuple(REINFORCE): lambda: launch(reinforce.run), tuple(TEACHERS): teachers.main}
@@ -234,7 +234,7 @@ def test_the_run_folder(first):
 def test_the_student_loads_as_a_pipeline_and_scores_the_same(first):
     from transformers import pipeline
 
-    from distill import bundled
+    from distill.data import bundled
     from distill.settings import CorpusSettings
 
     made = bundled.corpus(CorpusSettings(train=200, reward=60, dev=60, test=80, pool=100))[0]["test"]
@@ -454,7 +454,7 @@ def test_a_run_folder_that_was_there_stays(inside, tmp_path, inner):
 
 
 def test_a_bug_keeps_its_traceback(inside, monkeypatch):
-    from agents import runs
+    from agents.experiment import runs
 
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("a bug")

@@ -15,9 +15,11 @@ from gymnasium.error import ResetNeeded
 
 import distill.process
 import envs
-from agents import compare, reinforce, runs, sb3
+from agents import compare, reinforce, sb3
+from agents.experiment import runs
 from distill.process import Distillation
-from distill.settings import NotFinite, ProcessSettings, UserError
+from distill.checks import NotFinite, UserError
+from distill.settings import ProcessSettings
 from distill.student import Student
 from envs.observations import PARTS
 from envs.rewards import FAILED

@@ -24,7 +24,8 @@ from agents import compare, report
 from configs import compose
 from distill import cache, models, signals
 from distill.process import Distillation
-from distill.settings import ProcessSettings, UserError
+from distill.settings import ProcessSettings
+from distill.checks import UserError
 from envs.teacher_select import Core
 
 pytestmark = pytest.mark.faults
@@ -239,7 +240,7 @@ def test_a_pickle_among_the_shards_of_a_build(tmp_path, payload, marker, small_s
 
 @pytest.fixture
 def small_source() -> Any:
-    from distill.tasks import Split
+    from distill.data.splits import Split
 
     split = Split("train", np.array(["a", "b"]), [("a lovely film",), ("a dull story",)], np.array([0, 1]))
     return signals.BagEncoder(4), split

@@ -25,7 +25,7 @@ def context() -> ForkServerContext:
 def _tell_at(event: int, delay: float, number: int) -> None:
     """Send this process a signal some time after the event-th gradient step of any model, or pass of a teacher over a split."""
     from distill.student import Student
-    from distill.teachers import ModelTeacher
+    from distill.teachers.sources import ModelTeacher
 
     count = 0
 
@@ -57,7 +57,7 @@ def _play(script: str, arguments: list[str], log: str, moment: tuple[int, float,
     from tqdm.auto import tqdm
 
     from agents import reinforce
-    from configs import launch
+    from agents.experiment.launch import launch
 
     reinforce.SHOWN_EVERY = 1  # every step's curve is compared
     tqdm.set_lock(threading.RLock())  # its own would be left behind by a process that is killed

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from compare_helpers import AGENTS, ROOT, command
 
-from agents import compare, stats
-from distill.settings import UserError
+from agents import compare
+from agents.experiment import stats
+from distill.checks import UserError
 
 
 def result(seed: int, agent: str, accuracy: float, loss: float = 0.5) -> dict:

@@ -20,9 +20,9 @@ from compare_helpers import ROOT
 from hypothesis import strategies as st
 
 from agents import compare
-from agents.checkpoints import Checkpoints
+from agents.experiment.checkpoints import Checkpoints
 from distill.cache import SEAL
-from distill.settings import UserError
+from distill.checks import UserError
 
 pytestmark = pytest.mark.faults
 REFUSED = "set hydra.run.dir to a writable folder"

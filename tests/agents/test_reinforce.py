@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from agents.reinforce import Credit, ReinforceSettings, Selector, log_prob, surrogate, train
-from distill.settings import UserError, parse
+from distill.checks import UserError
+from distill.settings import parse
 
 K, S = 3, 4
 SUBSETS = torch.tensor(list(itertools.product([0.0, 1.0], repeat=K)), dtype=torch.float64)  # [8,K]

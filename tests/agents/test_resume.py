@@ -25,10 +25,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from resume_helpers import ROOT, play
 
-from agents import checkpoints, compare
-from agents.checkpoints import Checkpoints, pack, put_back, unpack
-from configs.interrupts import Interrupted
-from distill.settings import UserError
+from agents.experiment import checkpoints
+from agents import compare
+from agents.experiment.checkpoints import Checkpoints, pack, put_back, unpack
+from agents.experiment.interrupts import Interrupted
+from distill.checks import UserError
 
 pytestmark = pytest.mark.faults
 
@@ -391,7 +392,7 @@ def test_other_teachers_or_data_behind_the_same_names(undisturbed, arguments, tm
     """The configuration stays as it was: what is compared is what the files hold."""
     from safetensors.torch import load_file, save_file
 
-    from distill import bundled
+    from distill.data import bundled
     from distill.settings import CorpusSettings
 
     made = bundled.corpus(CorpusSettings(train=60, reward=10, dev=10, test=20, pool=20))[0]
@@ -433,7 +434,7 @@ def test_other_teachers_or_data_behind_the_same_names(undisturbed, arguments, tm
 
 def test_the_folder_must_be_named(tmp_path, monkeypatch, capsys) -> None:
     from agents import reinforce
-    from configs import launch
+    from agents.experiment.launch import launch
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["reinforce.py", "resume=true"])

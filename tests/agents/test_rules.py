@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from agents import rules
-from agents.runs import follow
-from distill.settings import UserError
+from agents.experiment.runs import follow
+from distill.checks import UserError
 from envs.teacher_select import Core
 
 K, B = 4, 8

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from agents import sb3
-from configs import launch
-from distill.settings import UserError
+from agents.experiment.launch import launch
+from distill.checks import UserError
 
 FIRST = {"dqn": 8, "qrdqn": 8, "sac": 8, "td3": 8}  # learning starts, within the tiny budget
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from agents.stats import bootstrap, holm, improvement, iqm, paired
+from agents.experiment.stats import bootstrap, holm, improvement, iqm, paired
 
 
 def test_the_iqm_is_the_mean_of_the_middle_half():

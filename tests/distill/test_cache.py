@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from distill.cache import entry, file_sha256, folder_fingerprint, write_json
-from distill.settings import UserError
+from distill.checks import UserError
 
 FACTS = {"split": "abc", "count": 3}
 

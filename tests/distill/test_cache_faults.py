@@ -27,9 +27,11 @@ from hypothesis import strategies as st
 
 from distill import cache, signals, teachers
 from distill.process import Distillation
-from distill.settings import ProcessSettings, UserError, digest
-from distill.signals import BagEncoder, stored
-from distill.tasks import Split
+from distill.settings import ProcessSettings, digest
+from distill.checks import UserError
+from distill.teachers.encoders import BagEncoder
+from distill.teachers.store import stored
+from distill.data.splits import Split
 
 pytestmark = pytest.mark.faults
 FORK = multiprocessing.get_context("fork")

@@ -14,22 +14,12 @@ import pytest
 import torch
 import transformers
 
-from distill.models import (
-    build_student,
-    check_length,
-    fresh_classifier,
-    isolated_rng,
-    load_classifier,
-    load_encoder,
-    load_tokenizer,
-    output_order,
-    pick_amp,
-    pick_device,
-    resolve,
-    trim_last_layer,
-    word_tokenizer,
-)
-from distill.settings import StudentSettings, UserError
+from distill.models.build import build_student, fresh_classifier, word_tokenizer
+from distill.models.loading import check_length, load_classifier, load_encoder, load_tokenizer, output_order, resolve
+from distill.models.engine import isolated_rng, pick_amp, pick_device
+from distill.models.fast import trim_last_layer
+from distill.settings import StudentSettings
+from distill.checks import UserError
 
 TEXTS = [("The soup was SOGGY!",), ("the plot", "was not café-like"), ("plot the plot",)]
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from configs import compose
-from distill import bundled
+from distill.data import bundled
 from distill.process import Distillation
 from distill.settings import ProcessSettings
 

@@ -14,11 +14,10 @@ from distill.settings import (
     StudentSettings,
     TaskSettings,
     TeachersSettings,
-    UserError,
     digest,
     parse,
-    plain_name,
 )
+from distill.checks import UserError, plain_name
 
 
 def test_parse() -> None:

@@ -17,20 +17,14 @@ import transformers
 from hypothesis import strategies as st
 
 from distill import signals
-from distill.models import Engine
-from distill.settings import EncoderSettings, TeacherSettings, UserError
-from distill.signals import (
-    BagEncoder,
-    LiveSignals,
-    StoredArray,
-    StoredSignals,
-    TransformerEncoder,
-    make_encoder,
-    stored,
-    unit,
-)
-from distill.tasks import Split, Task
-from distill.teachers import load_teacher
+from distill.models.engine import Engine
+from distill.settings import EncoderSettings, TeacherSettings
+from distill.checks import UserError
+from distill.teachers.encoders import BagEncoder, TransformerEncoder, make_encoder, unit
+from distill.teachers.live import LiveSignals
+from distill.teachers.store import StoredArray, StoredSignals, stored
+from distill.data.splits import Split, Task
+from distill.teachers.sources import load_teacher
 
 CPU = Engine(torch.device("cpu"))
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,12 +13,15 @@ import torch.nn.functional as F
 import transformers
 
 from distill.losses import label_loss
-from distill.models import Engine, fresh_classifier, load_classifier, load_tokenizer, word_tokenizer
-from distill.settings import StudentSettings, UserError
+from distill.models.engine import Engine
+from distill.models.build import fresh_classifier, word_tokenizer
+from distill.models.loading import load_classifier, load_tokenizer
+from distill.settings import StudentSettings
+from distill.checks import UserError
 from distill.student import Student
-from distill.tasks import Task
-from distill.teachers import vocabulary_texts
-from distill.tokens import Batch, TokenizedSplit
+from distill.data.splits import Task
+from distill.teachers.finetune import vocabulary_texts
+from distill.data.tokens import Batch, TokenizedSplit
 
 CPU = Engine(torch.device("cpu"))
 Make = Callable[..., Student]

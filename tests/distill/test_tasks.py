@@ -16,8 +16,12 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.settings import RoleError, TaskSettings, UserError
-from distill.tasks import GLUE, Split, Task, load_task, read_table, size_of, stratified
+from distill.checks import RoleError, UserError
+from distill.settings import TaskSettings
+from distill.data.glue import GLUE
+from distill.data.splits import Split, Task, stratified
+from distill.data.load import load_task, size_of
+from distill.data.tables import read_table
 
 # --- GLUE: every official layout, written here ------------------------------------------------------------------------
 

@@ -17,10 +17,14 @@ import torch
 import transformers
 
 from distill import teachers
-from distill.models import Engine, load_classifier
-from distill.settings import CorpusSettings, RoleError, TaskSettings, TeacherSettings, TeachersSettings, UserError
-from distill.tasks import Split, Task, load_task
-from distill.teachers import FoldedTeacher, fit, folds_of, load_pool, load_teacher, vocabulary_texts
+from distill.models.engine import Engine
+from distill.models.loading import load_classifier
+from distill.settings import CorpusSettings, TaskSettings, TeacherSettings, TeachersSettings
+from distill.checks import RoleError, UserError
+from distill.data.splits import Split, Task
+from distill.data.load import load_task
+from distill.teachers.finetune import FoldedTeacher, fit, folds_of, vocabulary_texts
+from distill.teachers.sources import load_pool, load_teacher
 
 CPU = Engine(torch.device("cpu"))
 CONFIG = {

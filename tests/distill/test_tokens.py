@@ -13,10 +13,11 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.models import Engine, load_encoder, takes_token_types
+from distill.models.engine import Engine
+from distill.models.loading import load_encoder, takes_token_types
 from distill.settings import StudentSettings
 from distill.student import Student
-from distill.tokens import Stream, TokenizedSplit, run_over
+from distill.data.tokens import Stream, TokenizedSplit, run_over
 
 TYPED = {"bert": True, "roberta": False, "xlnet": True, "albert": True}  # which models were trained with token types
 

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from distill.settings import UserError
+from distill.checks import UserError
 from envs.observations import LOSS_CAP, PARTS
 from envs.teacher_select import TeacherSelectEnv, TeacherSelectVectorEnv
 

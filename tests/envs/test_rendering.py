@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from env_helpers import STEPS, K, subsets
 
-from distill.settings import UserError
+from distill.checks import UserError
 from envs import rendering
 
 NAMES = ("film", "food", "hotel", "electronics")

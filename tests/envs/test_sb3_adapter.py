@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from distill.settings import UserError
+from distill.checks import UserError
 from envs.sb3 import SharedVecEnv
 
 COUNT = 4

@@ -13,7 +13,7 @@ from env_helpers import ALL_PARTS, STATES, STEPS, B, K, assert_same, subsets, we
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.settings import UserError
+from distill.checks import UserError
 
 # Everything a state may hold: dropout's generator, a direction that serves several steps, states that see the student.
 FULL = [*STATES, "reward.direction_every=3", "reward.every=4", "reward.direction_decay=0.5", "reward.horizon=1"]

@@ -11,7 +11,7 @@ import torch
 from env_helpers import B, K, assert_same, subsets, weights
 from gymnasium.vector import VectorEnv
 
-from distill.settings import UserError
+from distill.checks import UserError
 from envs.wrappers import DiscreteSubsets, DiscreteSubsetsVector, TeacherWeights, TeacherWeightsVector
 
 ALL = np.array([[n >> k & 1 for k in range(K)] for n in range(2**K)], np.int8)  # [2^K, K]

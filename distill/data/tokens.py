@@ -1,0 +1,180 @@
+"""A tokenised split as one ragged buffer, and padded batches cut from it without a DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from distill import parallel
+
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class TokenizedSplit:
+    """Token ids of N instances end to end, with offsets; lives on one device.
+
+    Attributes:
+        ids: int32 `[total]`.
+        types: token types, int8 `[total]`, for models that take them.
+        offsets: int64 `[N+1]`, on the host: batch shapes are known without asking the device.
+    """
+
+    ids: Tensor
+    types: Tensor | None
+    offsets: np.ndarray
+    pad_id: int
+    pad_type: int
+    left: bool  # pad on the left (XLNet)
+
+    def __post_init__(self) -> None:
+        self.lengths = np.diff(self.offsets)
+        self._starts = torch.from_numpy(self.offsets[:-1]).to(self.ids.device)
+        self._sizes = torch.from_numpy(self.lengths).to(self.ids.device)
+        self._columns = torch.arange(int(self.lengths.max(initial=1)), device=self.ids.device)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @classmethod
+    def build(
+        cls,
+        texts: Sequence[tuple[str, ...]],
+        tokenizer: Any,
+        max_length: int,
+        device: torch.device | str = "cpu",
+        types: bool = True,
+    ) -> TokenizedSplit:
+        """Tokenise single texts or pairs, cut to `max_length` tokens (the longer text first); `types`: with token types."""
+        ids: list[np.ndarray] = []
+        kinds: list[np.ndarray] = []
+        for i in range(0, len(texts), 10_000):
+            columns = [list(c) for c in zip(*texts[i : i + 10_000], strict=True)]
+            out = tokenizer(
+                *columns,
+                truncation=True,
+                max_length=max_length,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=types,
+            )
+            ids += [np.asarray(row, np.int32) for row in out["input_ids"]]
+            if types:
+                kinds += [np.asarray(row, np.int8) for row in out["token_type_ids"]]
+        return cls(
+            ids=torch.from_numpy(np.concatenate(ids)).to(device),
+            types=torch.from_numpy(np.concatenate(kinds)).to(device) if types else None,
+            offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+            pad_id=tokenizer.pad_token_id or 0,
+            # XLNet gives padding a type of its own; its tokenizer no longer says so.
+            pad_type=3 if "XLNet" in type(tokenizer).__name__ else getattr(tokenizer, "pad_token_type_id", 0) or 0,
+            left=tokenizer.padding_side == "left",
+        )
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """Padded model inputs of `rows`: `input_ids`, `attention_mask` (and `token_type_ids`), int64 `[B, longest]`."""
+        device = self.ids.device
+        index = torch.from_numpy(np.asarray(rows, np.int64)).to(device, non_blocking=True)
+        longest = int(self.lengths[rows].max())
+        columns = self._columns[:longest].expand(len(rows), longest)
+        sizes = self._sizes[index, None]
+        if self.left:
+            columns = columns - (longest - sizes)
+        inside = (columns >= 0) & (columns < sizes)
+        where = torch.where(inside, self._starts[index, None] + columns, 0)
+        out = {"input_ids": torch.where(inside, self.ids[where], self.pad_id).long(), "attention_mask": inside.long()}
+        if self.types is not None:
+            out["token_type_ids"] = torch.where(inside, self.types[where], self.pad_type).long()
+        return out
+
+    def by_length(self, batch_size: int) -> list[np.ndarray]:
+        """All rows in batches of like length: the cheapest way to pass over a split once."""
+        order = np.argsort(self.lengths, kind="stable")
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+class Stream:
+    """Endless batches of exactly `batch_size` rows: one permutation of the instances after another.
+
+    What does not fill a batch at the end of an epoch opens the next one, so there is never a short batch, and every
+    instance comes once an epoch. With `group` batches are cut from runs of 50 batches sorted by length, which saves
+    padding; their order stays random.
+    """
+
+    RUN = 50
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, group: bool = True) -> None:
+        self.lengths, self.batch_size, self.group = lengths, batch_size, group
+        self.rng = np.random.default_rng(seed)
+        self.carry = np.empty(0, np.int64)
+        self.queue: list[np.ndarray] = []
+
+    def next(self) -> np.ndarray:
+        """Rows of the next batch, int64 `[batch_size]`."""
+        while not self.queue:
+            self._refill()
+        return self.queue.pop(0)
+
+    def _refill(self) -> None:
+        rows = np.concatenate([self.carry, self.rng.permutation(len(self.lengths))])
+        whole = len(rows) // self.batch_size * self.batch_size
+        rows, self.carry = rows[:whole], rows[whole:]
+        if not self.group:
+            self.queue = list(rows.reshape(-1, self.batch_size))
+            return
+        for i in range(0, whole, self.RUN * self.batch_size):
+            part = rows[i : i + self.RUN * self.batch_size]
+            part = part[np.argsort(self.lengths[part], kind="stable")].reshape(-1, self.batch_size)
+            self.queue += list(part[self.rng.permutation(len(part))])
+
+    def state(self) -> dict[str, Any]:
+        """Everything the coming batches depend on, as arrays and JSON-able values."""
+        left = np.stack(self.queue) if self.queue else np.empty((0, self.batch_size), np.int64)
+        return {"rng": self.rng.bit_generator.state, "carry": self.carry.copy(), "queue": left}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state()` of this or an equal stream."""
+        self.rng.bit_generator.state = state["rng"]
+        self.carry, self.queue = state["carry"].copy(), list(state["queue"].copy())
+
+
+def run_over(
+    tokens: TokenizedSplit, forward: Callable[[Batch], Tensor], batch_size: int = 256, progress: str | None = None
+) -> Tensor:
+    """`forward` over a whole split in batches of like length; results `[N,...]` in the split's order, on the host.
+
+    Several processes take turns at the batches, which stay what they are: the results are the same to the bit.
+    """
+    out: Tensor | None = None
+    world, rank = parallel.world(), parallel.rank()
+    with (
+        torch.inference_mode(),
+        tqdm(total=len(tokens), desc=progress, unit="ex", disable=None if progress else True, leave=False) as bar,
+    ):
+        # The longest first: a batch too large fails at once.
+        for turn, rows in enumerate(reversed(tokens.by_length(batch_size))):
+            if turn == 0 or turn % world == rank:
+                result = forward(tokens.batch(rows)).float()
+                if out is None:  # whoever has no turn learns the shape of a result from the first one
+                    out = torch.zeros(len(tokens), *result.shape[1:], device=result.device)
+                if turn % world == rank:
+                    out[torch.from_numpy(rows).to(result.device)] = result
+            bar.update(len(rows))
+        assert out is not None
+        out = parallel.total(out)
+    return out.cpu().clone()
+
+
+@torch.inference_mode()
+def run_rows(
+    tokens: TokenizedSplit, rows: np.ndarray, forward: Callable[[Batch], Tensor], batch_size: int = 256
+) -> Tensor:
+    """`forward` over a few rows of a split, in their order and never more at once than memory is meant for; `[B,...]`, on the host."""
+    parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    return torch.cat([forward(tokens.batch(part)).float().cpu() for part in parts])

@@ -1,0 +1,1 @@
+"""Models: where they compute, how checkpoints are loaded, how students are built."""

@@ -1,0 +1,1 @@
+"""Teachers: where their answers come from, how they are fine-tuned, stored and computed live."""

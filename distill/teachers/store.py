@@ -1,0 +1,142 @@
+"""Signals stored on disk: each source passes over a split once; later runs load no model."""
+
+from __future__ import annotations
+
+import mmap
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from distill import cache, parallel
+from distill.checks import UserError
+from distill.data.splits import Split
+from distill.teachers.signals import Source, checked
+
+FORMAT = 2  # of stored arrays; raised whenever what is stored changes
+
+
+class StoredSignals:
+    """Signals read from the store."""
+
+    selective = False
+
+    def __init__(self, split: Split, teachers: list[Source], encoder: Source, home: Path) -> None:
+        self.names, self.width = tuple(t.name for t in teachers), encoder.width
+        self._logits = [stored(t, split, home) for t in teachers]
+        self._vectors = stored(encoder, split, home)
+
+    def logits(self, rows: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+        """Teacher logits, float32 `[B,K,C]`, of all pairs."""
+        return np.stack([array[rows] for array in self._logits], 1)
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Encoder vectors of unit length, float32 `[B,D]`."""
+        return self._vectors[rows]
+
+
+BLOCK = 64  # rows under one checksum
+
+
+SHARD = 8192  # instances between two points that a killed build goes on from
+
+
+RESIDENT = 64 << 20  # bytes of a file that may stay mapped before they are given back
+
+
+AROUND = 2 << 20  # bytes the kernel may map around a row
+
+
+class StoredArray:
+    """Rows of a stored array `[N, width]`, read as they are asked for, each block checked when it is first met.
+
+    Opening costs nothing that grows with the width, and the memory held does not grow with what has been read.
+    """
+
+    def __init__(self, folder: Path, count: int, width: int) -> None:
+        self.folder, self.shape = folder, (count, width)
+        try:  # no header: nothing in the file is outside the checksums
+            self._values: np.memmap[Any, Any] = np.memmap(folder / "values.f32", "<f4", "r", shape=self.shape)
+            self._sums: np.ndarray = np.load(folder / "sums.npy", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cache entry {folder}: cannot be read ({error}){cache.way_out(folder)}") from None
+        self._known = np.zeros(len(self._sums), bool)
+        self._mapped = 0
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Float32 `[B, width]`, a copy; `UserError` where the file is not what was written."""
+        blocks = np.unique(rows // BLOCK)
+        for block in blocks[~self._known[blocks]]:
+            if _sum_of(self._values[block * BLOCK : (block + 1) * BLOCK]) != self._sums[block]:
+                raise UserError(
+                    f"cache entry {self.folder}: values.f32 is damaged in rows {block * BLOCK} to "
+                    f"{min((block + 1) * BLOCK, len(self)) - 1}{cache.way_out(self.folder)}"
+                )
+            self._known[block] = True
+        out: np.ndarray = self._values[rows]
+        self._mapped += len(blocks) * AROUND
+        if min(self._mapped, self._values.nbytes) > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+            self._values._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # the kernel still has the pages
+            self._mapped = 0
+        return out
+
+
+def _sum_of(block: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(block).data)
+
+
+def stored(source: Source, split: Split, home: Path) -> StoredArray:
+    """The source's output over a split `[N, width]`, computed and kept at the first call; a killed build goes on where it was.
+
+    Raises `UserError` naming both sides when the entry found is of another split, source or format, or is damaged.
+    """
+    facts = {
+        "format": FORMAT,
+        "split": split.fingerprint,
+        "source": source.fingerprint,
+        "name": source.name,
+        "count": len(split),
+    }
+    folder = home / "signals" / split.fingerprint / f"{source.name}-{source.fingerprint}-v{FORMAT}"
+    shards = folder.with_name(f".{folder.name}.shards")
+
+    def build(temporary: Path) -> dict[str, Any]:
+        path = temporary / "values.f32"
+        starts = range(0, len(split), SHARD)
+        whole = len(split) <= SHARD
+        with open(path, "wb") as file:  # not a map: writing to one on a full disk ends the process (SIGBUS)
+            for start in tqdm(starts, desc=f"storing {source.name}", unit="shard", disable=True if whole else None):
+                part = split if whole else split.take(np.arange(start, min(start + SHARD, len(split))))
+                values = (
+                    checked(source.compute(part), len(part), source) if whole else _shard(source, part, shards, start)
+                )
+                file.write(values.astype("<f4").tobytes())
+        stored_values = np.memmap(path, "<f4", "r", shape=(len(split), source.width))
+        sums = [_sum_of(stored_values[i : i + BLOCK]) for i in range(0, len(split), BLOCK)]
+        (temporary / "sums.npy").write_bytes(cache.npy(np.array(sums, np.uint32)))
+        (temporary / "ids.npy").write_bytes(cache.npy(split.ids.astype(np.str_)))
+        source.release()  # a pool need not lie in memory whole
+        return {"width": source.width}
+
+    cache.entry(folder, facts, build, checked_later=("values.f32",))
+    shutil.rmtree(shards, ignore_errors=True)
+    return StoredArray(folder, len(split), source.width)
+
+
+def _shard(source: Source, part: Split, folder: Path, start: int) -> np.ndarray:
+    """One shard's values, from a build that was killed or computed now; a file carries its checksum in its name."""
+    for path in folder.glob(f"{start}-*.f32"):
+        data = path.read_bytes()
+        if path.stem == f"{start}-{zlib.crc32(data)}" and len(data) == 4 * len(part) * source.width:
+            return np.frombuffer(data, "<f4").reshape(len(part), source.width)
+    values = checked(source.compute(part), len(part), source).astype("<f4", copy=False)
+    if parallel.is_first():
+        folder.mkdir(exist_ok=True)
+        cache.write_whole(folder / f"{start}-{_sum_of(values)}.f32", values.tobytes())
+    return values
