@@ -1,19 +1,20 @@
 """The paper's selector: K logistic units on the state, trained by REINFORCE while the student learns.
 
 Reinforced Multi-Teacher Selection for Knowledge Distillation, arXiv 2012.06048 (AAAI 2021). From top to bottom: the
-policy, its gradient under three kinds of credit, the joint training, and the run:
+policy, its gradient, joint training, and the run:
 
-1. warm start: the student distilled from the average of all teachers (made once, kept);
-2. joint episodes: the selector chooses, the student steps, the selector learns; the best on dev is kept;
+1. warm start: the student is distilled from the average of all teachers (made once, kept on disk);
+2. joint episodes: the selector chooses, the student steps, the selector learns; the best one on dev is kept;
 3. from the same warm start, for the same number of steps and on the same batches: the control (all teachers) and the
    student of the learnt policy, now fixed;
 4. a table, results.json, TensorBoard events, the student in transformers format, the policy.
 
 `python agents/reinforce.py` runs the bundled task; `--help` lists the settings.
 
-The paper's policy, state and warm start are kept. What is ours: grad log pi with a baseline (a public re-implementation
-uses grad pi without one, which settles near one half whatever the teachers are worth), and credit by first-order
-influence: `info["influence"]` holds the advantage of every single choice, so the gradient needs no sampled return.
+The policy, the state and the warm start are the paper's. Two things differ. The gradient is grad log pi with a baseline: a
+public re-implementation uses grad pi without one, which settles near one half whatever the teachers are worth. And with
+`credit.name=counterfactual` the environment gives the advantage of every single choice (`info["teacher_advantage"]`), so
+the gradient needs no sampled return.
 """
 
 from __future__ import annotations
@@ -33,52 +34,19 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents.experiment import runs
-from agents.experiment.checkpoints import Checkpoints, Kept, Stage
-from agents.rules import Policy
-from distill.checks import UserError, check, check_rate, one_of
-from distill.settings import parse
-from envs.teacher_select import Core, TeacherSelectVectorEnv
+from agents.experiment.checkpoints import Checkpoints, Stage
+from agents.experiment.launch import launch, run_folder
+from agents.rules import Policy, references
+from distill.checks import UserError
+from distill.settings import ReinforceSettings, RunSettings
+from distill.state import Stateful
+from envs.core import Core
+from envs.credit import with_credit
+from envs.teacher_select import TeacherSelectVectorEnv
 
-CREDITS = ("shared", "influence", "counterfactual")
-SHOWN_EVERY = 10  # student steps between two points of the entropy's curve
-
-
-@dataclass
-class ReinforceSettings:
-    """Options of the agent, `agent.*` on the command line."""
-
-    name: str = "reinforce"
-    credit: str = "counterfactual"  # what the choice of a teacher is credited with, see `surrogate`
-    lr: float = 0.005  # of the selector (Adam), falling linearly to zero unless `schedule` is constant
-    schedule: str = "linear"
-    episodes: int = 4  # of joint training, each of budget.steps student steps
-    warmup: int = 8  # student steps with all teachers on before the selector chooses and learns
-    baseline: float = 0.9  # decay of the running mean and spread of the shared reward
-    entropy: float = 0.01  # weight of the entropy bonus
-    pull: float = 0.0  # towards all teachers: weight of the mean of log p_k; advantages have spread 1
-    bias: float = 1.0  # first logit of every unit
-    joint: str = "restart"  # every episode from the warm start, or `continue` from where the last one ended
-    oracle: bool = True  # run the best known selection too, where the task knows it
-
-    def __post_init__(self) -> None:
-        one_of(self.credit, CREDITS, "agent.credit")
-        one_of(self.schedule, ("linear", "constant"), "agent.schedule")
-        one_of(self.joint, ("restart", "continue"), "agent.joint")
-        check_rate(self.lr, "agent.lr")
-        if self.episodes <= 0:
-            raise UserError(f"agent.episodes={self.episodes} must be positive")
-        if self.warmup < 0:
-            raise UserError(f"agent.warmup={self.warmup} must not be negative")
-        if not 0 <= self.baseline < 1:
-            raise UserError(f"agent.baseline={self.baseline} must lie in [0, 1)")
-        if self.entropy < 0:
-            raise UserError(f"agent.entropy={self.entropy} must not be negative")
-        if self.pull < 0:
-            raise UserError(f"agent.pull={self.pull} must not be negative")
-
+EVENTS_EVERY = 10  # student steps between two points of the entropy's curve
 
 # --- the policy -------------------------------------------------------------------------------------------------------
 
@@ -104,7 +72,7 @@ class Selector(nn.Module):
 
     @torch.no_grad()
     def greedy(self, states: np.ndarray) -> np.ndarray:
-        """The likeliest subsets, float32 `[B,K]`; a unit at exactly one half is on, so that knowing nothing means all teachers."""
+        """The most likely subsets, float32 `[B,K]`. A unit at exactly one half is on: without knowledge, all teachers."""
         return (self(torch.from_numpy(states)) >= 0).float().numpy()
 
 
@@ -116,66 +84,94 @@ def log_prob(logits: Tensor, actions: Tensor) -> Tensor:
     return -F.binary_cross_entropy_with_logits(logits, actions, reduction="none").sum(-1)
 
 
+def entropy_of(logits: Tensor) -> Tensor:
+    """Mean entropy of the units (nats), a scalar, from logits `[B,K]`."""
+    p = torch.sigmoid(logits)
+    return -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).mean()
+
+
 def surrogate(logits: Tensor, actions: Tensor, advantages: Tensor) -> Tensor:
     """A scalar whose gradient is the mean over rows of the policy gradient.
 
     Advantages `[B]` (of the row's subset): REINFORCE, `A grad log pi(a)`. Advantages `[B,K]` (of every teacher: on minus
     off, the other bits as sampled): its Rao-Blackwellised form, `sum_k A_k grad p_k`, where the expectation over bit k
-    is taken exactly instead of by its sample.
+    is exact instead of sampled.
     """
-    if advantages.ndim == 1:  # one for every row, or a single one for all
+    if advantages.ndim == 1:  # one for every row, or a single one for all rows
         return (advantages * log_prob(logits, actions)).mean()
     return (advantages * torch.sigmoid(logits)).sum(-1).mean()
 
 
-class Credit(Kept):
-    """Turns what a step reported into normalised advantages."""
+class Advantages(Stateful):
+    """Turns what a step reported into normalised advantages, by the kind of credit that the environment gave."""
 
-    KEPT = ("mean", "spread", "count")
+    STATE = ("mean", "spread", "count")
 
-    def __init__(self, settings: ReinforceSettings) -> None:
-        self.settings = settings
+    def __init__(self, decay: float) -> None:
+        self.decay = decay  # of the shared reward's running mean and spread
         self.mean, self.spread, self.count = 0.0, 0.0, 0
 
     def __call__(self, rewards: np.ndarray, info: dict[str, Any]) -> Tensor | None:
         """Advantages `[B,K]`, `[B]` or (shared) `[1]`; None while there is nothing to learn from."""
-        kind = self.settings.credit
-        if kind == "counterfactual":
-            return _scaled(info["influence"])
-        if kind == "influence":
+        if "teacher_advantage" in info:
+            return _scaled(info["teacher_advantage"])
+        if "row_credit" in info:
             return _scaled(rewards - rewards.mean())
         if "measured" not in info:
             return None
-        reward, decay = float(rewards.mean()), self.settings.baseline
+        reward = float(rewards.mean())
         self.count += 1
         if self.count == 1:  # nothing to compare with yet
             self.mean = reward
             return None
         advantage = reward - self.mean
-        self.mean += (1 - decay) * advantage
-        self.spread = decay * self.spread + (1 - decay) * abs(advantage)
-        return torch.tensor([advantage / (self.spread / (1 - decay ** (self.count - 1)) + 1e-12)], dtype=torch.float32)
+        self.mean += (1 - self.decay) * advantage
+        self.spread = self.decay * self.spread + (1 - self.decay) * abs(advantage)
+        unbiased = self.spread / (1 - self.decay ** (self.count - 1))
+        return torch.tensor([advantage / (unbiased + 1e-12)], dtype=torch.float32)
 
 
 def _scaled(values: np.ndarray) -> Tensor:
-    """Values over their standard deviation, in double precision first: equal ones must give zero, not rounding noise."""
+    """Values over their standard deviation. In double precision: equal values must give zero, not rounding noise."""
     exact = np.asarray(values, np.float64)
     return torch.from_numpy(exact / (exact.std() + 1e-12)).float()
+
+
+def update(
+    selector: Selector,
+    optimizer: torch.optim.Optimizer,
+    states: np.ndarray,
+    actions: np.ndarray,
+    advantages: Tensor,
+    entropy_weight: float,
+) -> float:
+    """One gradient step of the selector on states `[N,S]` and the actions `[N,K]` taken there.
+
+    Returns:
+        The mean entropy of the units before the step, nats.
+    """
+    logits = selector(torch.from_numpy(states))
+    entropy = entropy_of(logits)
+    loss = -surrogate(logits, torch.from_numpy(actions), advantages) - entropy_weight * entropy
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return float(entropy.item())
 
 
 # --- joint training ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Joint(Kept):
-    """Where joint training stands."""
+class Joint(Stateful):
+    """The progress of joint training: everything a checkpoint must hold beside the networks and the environment."""
 
-    best: runs.Best  # of this episode
+    best: runs.Best  # the student of this episode with the best dev score
     selected: runs.Selected
-    states: np.ndarray | None = None  # that the coming step answers; None between two episodes
+    states: np.ndarray | None = None  # those that the coming step acts on; None between two episodes
     pending: list[tuple[np.ndarray, np.ndarray]] = field(
         default_factory=list
-    )  # states and actions no reward has answered yet
+    )  # states and actions without a reward yet
     total: float = 0.0  # gain of this episode
     episode: int = 0
     steps: int = 0
@@ -191,55 +187,53 @@ def train(
     writer: SummaryWriter,
     stage: Stage | None = None,
 ) -> tuple[Selector, runs.Learnt]:
-    """Joint episodes. Returns the best selector on dev, and what it leaves behind as a fixed policy."""
+    """Joint training: in every episode the student restarts and the selector learns on.
+
+    Returns:
+        The selector of the episode with the best dev score, and what it leaves behind as a fixed policy.
+    """
     process, stage = env.core.process, stage or Stage()
-    torch_rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     selector = Selector(env.single_observation_space.shape[0], process.num_teachers, settings.bias)  # type: ignore[index]
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
-    credit = Credit(settings)
-    everyone = np.ones((env.num_envs, process.num_teachers), np.float32)
+    credit = Advantages(settings.baseline)
+    all_teachers = np.ones((env.num_envs, process.num_teachers), np.float32)
     at = Joint(runs.Best(process), runs.Selected(process))
-    parts = {"at": at, "env": env, "selector": selector, "optimizer": optimizer, "credit": credit, "rng": torch_rng}
-    stage.restore(**parts)
+
+    def parts() -> dict[str, Any]:
+        """Everything that the coming steps depend on."""
+        live = {"at": at, "env": env, "selector": selector, "optimizer": optimizer, "credit": credit}
+        return {**live, "rng": rng.get_state()}
+
+    rng.set_state(stage.restore(**parts()).get("rng", rng.get_state()))  # where the run was stopped
     for episode in tqdm(range(at.episode, settings.episodes), desc="joint episodes", disable=None, leave=False):
-        if at.states is None:  # else it was begun before the run was stopped
+        if at.states is None:  # not inside an episode that was restored
             at.states, _ = env.reset(
                 seed=seed if episode == 0 else None, options={"student": settings.joint if episode else "restart"}
             )
             at.best, at.selected, at.total = runs.Best(process), runs.Selected(process), 0.0
         while at.states is not None:
-            stage.offer(at.steps, **parts)
+            stage.offer(at.steps, **parts())
             started = time.perf_counter()
+
+            # 1. Act. The first steps use all teachers: AdamW has no scale yet, so credit means nothing there.
             warming = at.steps < settings.warmup
-            actions = everyone if warming else selector.sample(at.states, torch_rng)
+            actions = all_teachers if warming else selector.sample(at.states, rng)
             rows = env.core.instances()
             next_states, rewards, terminated, _, info = env.step(actions)
             if "failure" in info:
                 raise UserError(str(info["failure"][0]))
-            advantages = None if warming else credit(rewards, info)
-            if not warming:  # learning to repeat what was not chosen would only saturate the units
+
+            # 2. Learn from what was chosen. Learning to repeat the warm-up would only saturate the units.
+            if not warming:
                 at.pending.append((at.states, actions))
+            advantages = None if warming else credit(rewards, info)
             if advantages is not None:
-                logits = selector(torch.from_numpy(np.concatenate([s for s, _ in at.pending])))
-                chosen = torch.from_numpy(np.concatenate([a for _, a in at.pending]))
-                at.pending.clear()
-                p = torch.sigmoid(logits)
-                entropy = -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).mean()
-                if settings.schedule == "linear":
-                    left = 1 - at.steps / (settings.episodes * process.budget)
-                    optimizer.param_groups[0]["lr"] = settings.lr * left
-                optimizer.zero_grad()
-                regular = settings.entropy * entropy + settings.pull * F.logsigmoid(logits).mean()
-                (-surrogate(logits, chosen, advantages) - regular).backward()
-                optimizer.step()
-                if not math.isfinite(sum(p.sum().item() for p in selector.parameters())):
-                    raise UserError(
-                        f"the selector's numbers are not finite after step {at.steps} with agent.lr={settings.lr:g}; lower agent.lr"
-                    )
-                if at.steps % SHOWN_EVERY == 0:  # an event costs as much as a hundredth of a small student's step
-                    writer.add_scalar("policy/entropy", entropy.item(), at.steps)
-            elif "measured" in info:
-                at.pending.clear()  # answered, by a first reward that has nothing to be compared with
+                _learn(env, settings, selector, optimizer, at, advantages, writer)
+            if "measured" in info:
+                at.pending.clear()  # a shared reward answers all choices since the last one
+
+            # 3. Keep the books: what was chosen, the gain, the best student on dev.
             at.selected.add(rows, actions)
             at.states = None if terminated.all() else next_states
             at.steps += 1
@@ -247,59 +241,92 @@ def train(
             if "gain" in info:
                 at.total += float(info["gain"][0])
                 writer.add_scalar("student/value", info["value"][0], at.steps)
-            at.best.look()
-        best, stats = at.best, at.selected.summary()
-        for name, rate in zip(process.signals.names, stats["rate"], strict=True):
-            writer.add_scalar(f"chosen/{name}", rate, episode)
-        writer.add_scalar(f"dev/{process.task.metric}", best.value, episode)
-        writer.add_scalar("episode/gain", at.total, episode)
-        at.curve.append({"episode": episode, "gain": at.total, "dev": best.value, "rate": stats["rate"]})
-        if at.kept is None or best.value >= at.kept[0]:
-            at.kept = (best.value, {k: v.clone() for k, v in selector.state_dict().items()}, best.dev, best.weights)
-        at.episode += 1
-    stage.finish(at.steps, **parts)
+            at.best.update()
+        _end_episode(env, selector, at, writer)
+    stage.finish(at.steps, **parts())
     assert at.kept is not None
     selector.load_state_dict(at.kept[1])
     joint = (at.kept[2], at.kept[3])
     return selector, runs.Learnt(Policy(selector.greedy), at.spent, settings.episodes, joint, at.curve)
 
 
+def _learn(
+    env: TeacherSelectVectorEnv,
+    settings: ReinforceSettings,
+    selector: Selector,
+    optimizer: torch.optim.Optimizer,
+    at: Joint,
+    advantages: Tensor,
+    writer: SummaryWriter,
+) -> None:
+    """One update on all pending choices, at the learning rate of this step."""
+    if settings.schedule == "linear":
+        left = 1 - at.steps / (settings.episodes * env.core.process.budget)
+        optimizer.param_groups[0]["lr"] = settings.lr * left
+    states, actions = (np.concatenate(column) for column in zip(*at.pending, strict=True))
+    at.pending.clear()
+    entropy = update(selector, optimizer, states, actions, advantages, settings.entropy)
+    if not math.isfinite(sum(p.sum().item() for p in selector.parameters())):
+        raise UserError(
+            f"the selector's weights are not finite after step {at.steps} with agent.lr={settings.lr:g}; lower agent.lr"
+        )
+    if at.steps % EVENTS_EVERY == 0:  # writing an event takes about 1 % of a small student's step
+        writer.add_scalar("policy/entropy", entropy, at.steps)
+
+
+def _end_episode(env: TeacherSelectVectorEnv, selector: Selector, at: Joint, writer: SummaryWriter) -> None:
+    """Write the episode's events, and keep selector and student if they are the best on dev so far."""
+    process, best, rates = env.core.process, at.best, at.selected.summary()["rate"]
+    for name, rate in zip(process.signals.names, rates, strict=True):
+        writer.add_scalar(f"chosen/{name}", rate, at.episode)
+    writer.add_scalar(f"dev/{process.task.metric}", best.value, at.episode)
+    writer.add_scalar("episode/gain", at.total, at.episode)
+    at.curve.append({"episode": at.episode, "gain": at.total, "dev": best.value, "rate": rates})
+    if at.kept is None or best.value >= at.kept[0]:
+        at.kept = (best.value, {k: v.clone() for k, v in selector.state_dict().items()}, best.dev, best.weights)
+    at.episode += 1
+
+
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def learn(config: dict[str, Any], folder: Path, checkpoints: Checkpoints | None = None) -> tuple[Core, runs.Learnt]:
-    """Joint training alone: the environment's core and what was learnt; events and the policy are written to `folder`."""
+def learn(settings: RunSettings, folder: Path, checkpoints: Checkpoints | None = None) -> tuple[Core, runs.Learnt]:
+    """Joint training alone. Events and the policy are written to `folder`.
+
+    Returns:
+        The environment's core, and what was learnt.
+    """
     checkpoints = checkpoints or Checkpoints()
-    name, reward = config["agent"]["name"], config["reward"]["name"]
-    if name != "reinforce":
-        raise UserError(f"agent={name} runs with python agents/sb3.py; this script takes agent=reinforce")
-    settings = parse(ReinforceSettings, config["agent"], "agent")
-    if settings.credit != "shared" and reward != "validation_gain":
-        raise UserError(
-            f"agent.credit={settings.credit} needs reward=validation_gain; with reward={reward} give agent.credit=shared"
-        )
-    config["reward"]["credit"] = "shared" if settings.credit == "shared" else "influence"
+    agent = settings.agent
+    if not isinstance(agent, ReinforceSettings):
+        raise UserError(f"agent={agent.name} runs with python agents/sb3.py; this script takes agent=reinforce")
+    settings = with_credit(settings, preferred="counterfactual")
     env: Any = gym.make_vec(
-        "envs:TeacherSelect-v0", num_envs=config["budget"]["batch_size"], config=config, autoreset_mode="disabled"
+        "envs:TeacherSelect-v0",
+        num_envs=settings.budget.batch_size,
+        config=settings.to_config(),
+        autoreset_mode="disabled",  # the trained student is looked at before the next episode begins
     )
     checkpoints.attach(env.unwrapped.core.process)
     stage = checkpoints.stage("joint")
-    with SummaryWriter(str(folder / "tensorboard"), purge_step=stage.purge_step) as writer:
-        selector, learnt = train(env.unwrapped, settings, config["seed"], writer, stage)
+    with runs.event_writer(folder, stage.purge_step) as writer:
+        selector, learnt = train(env.unwrapped, agent, settings.seed, writer, stage)
     save_file({k: v.contiguous() for k, v in selector.state_dict().items()}, folder / "policy.safetensors")
     return env.unwrapped.core, learnt
 
 
 def run(config: dict[str, Any]) -> None:
     """One run: joint training, control, fixed policy, results."""
-    checkpoints = Checkpoints(runs.run_folder(), config)
+    settings = runs.start(config)
+    checkpoints = Checkpoints(run_folder(), settings)
     if checkpoints.already_finished():
         return
-    core, learnt = learn(config, runs.run_folder(), checkpoints)
-    runs.conclude(core, config, learnt, "agents/reinforce.py", config["agent"]["oracle"], checkpoints)
+    core, learnt = learn(settings, run_folder(), checkpoints)
+    rules = references(core, settings.seed, oracle=settings.agent.oracle)
+    runs.conclude(core, settings, learnt, rules, "agents/reinforce.py", checkpoints)
 
 
 if __name__ == "__main__":
-    from agents import reinforce as script
+    from agents import reinforce as script  # the workers of a sweep unpickle what they run, so it needs a module's name
 
-    configs.launch(script.run)
+    launch(script.run)

@@ -1,7 +1,7 @@
-"""Fixed and heuristic rules: what a learnt selector has to beat. Each is called like one: `rule(states, batch) -> [B,K]`.
+"""Fixed and heuristic rules: what a learnt selector has to beat. A rule is called as `rule(states, batch) -> [B,K]`.
 
-Actions are subsets or non-negative weights of the teachers. Rules may read the batch's labels and the student, as the
-published ones do, but of the splits only what their line in `RULES` says.
+Actions are subsets or non-negative weights of the teachers. Rules may read the labels of the training batch and the
+student, as the published ones do. Of the splits they read only what their `summary` says.
 
 Sources: the paper's baselines (arXiv 2012.06048), CA-MKD (arXiv 2201.00007), EBKD (Kwon et al., ICASSP 2020), AEKD (Du et
 al., NeurIPS 2020), DynamicKD (arXiv 2109.11295), MTKD-RL (arXiv 2502.18510).
@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,72 +21,153 @@ import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from distill.checks import UserError, check, one_of
+from distill.checks import UserError, one_of
 from distill.losses import soft_labels
 from distill.models.engine import isolated_rng
-from distill.process import Current, Distillation
-from envs.rewards import Reward, RewardSettings
-from envs.teacher_select import Core
+from distill.process import Distillation, TrainingBatch
+from envs.core import Core
+from envs.credit import Influence
+from envs.registry import find
+from envs.rewards import ValidationGain
 
 
 class Rule(ABC):
-    """What chooses teachers: states `[B,S]` and the coming batch -> actions `[B,K]` float32."""
+    """What chooses teachers. A subclass of one's own is used by its import path: `agents=[my_package.module:MyRule]`.
 
-    needs_states = False  # states are built only for those that look at them
-    remembers = False  # whether its choices depend on earlier ones; its runs are not taken up in the middle
+    Args:
+        core: of the environment that the rule will act in.
+        seed: of the run.
+
+    Attributes:
+        summary: one line for tables and the documentation.
+        reads: sections of the settings that its choices depend on, beside the task, the teachers and the student.
+        needs_states: whether it looks at states; they are built only for rules that do.
+        remembers: whether its choices depend on earlier ones. Its runs cannot be continued in the middle.
+    """
+
+    summary: ClassVar[str] = ""
+    reads: ClassVar[tuple[str, ...]] = ()
+    needs_states: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
+
+    def __init__(self, core: Core, seed: int) -> None:
+        self.process, self.seed = core.process, seed
 
     @abstractmethod
-    def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
-        """Actions `[B,K]`."""
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
+        """Actions `[B,K]`, float32, for states `[B,S]` and the coming batch."""
 
 
-class Policy(Rule):
-    """A learnt policy, fixed: a function from states to actions."""
+class Policy:
+    """A learnt policy, fixed: a function from states `[B,S]` to actions `[B,K]`."""
 
     needs_states = True
+    remembers = False
 
     def __init__(self, act: Callable[[np.ndarray], np.ndarray]) -> None:
         self.act = act
 
-    def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         return self.act(states)
 
 
-# --- no look at the instance ------------------------------------------------------------------------------------------
+# --- the same for every instance --------------------------------------------------------------------------------------
 
 
 class Constant(Rule):
-    """The same weights `[K]` for every instance."""
+    """The same weights for every instance. A subclass says which, by `weights()` `[K]`."""
 
-    def __init__(self, weights: np.ndarray) -> None:
-        self.weights = np.asarray(weights, np.float32)
+    def __init__(self, core: Core, seed: int) -> None:
+        super().__init__(core, seed)
+        self.fixed = np.asarray(self.weights(), np.float32)
 
-    def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
-        return np.tile(self.weights, (len(batch.rows), 1))
+    @abstractmethod
+    def weights(self) -> np.ndarray:
+        """Weights `[K]`."""
+
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
+        return np.tile(self.fixed, (len(batch.rows), 1))
+
+
+class AllTeachers(Constant):
+    """All teachers with equal weights (U-Ensemble): the control of every comparison."""
+
+    summary = "all teachers, equal weights (U-Ensemble)"
+
+    def weights(self) -> np.ndarray:
+        return np.ones(self.process.num_teachers)
+
+
+class LabelsOnly(Constant):
+    """No teacher."""
+
+    summary = "no teacher: the labels of train alone"
+
+    def weights(self) -> np.ndarray:
+        return np.zeros(self.process.num_teachers)
+
+
+class SingleTeacher(Constant):
+    """One teacher for every instance; `single_teacher` makes one."""
+
+    teacher: ClassVar[int] = 0
+
+    def weights(self) -> np.ndarray:
+        return np.eye(self.process.num_teachers)[self.teacher]
+
+
+class TunedWeights(Constant):
+    """Fixed weights with the smallest cross-entropy on dev."""
+
+    summary = "fixed weights tuned on dev"
+
+    def weights(self) -> np.ndarray:
+        return tuned_weights(*_outputs(self.process, "dev"))
+
+
+class LogisticWeights(Constant):
+    """Fixed weights by logistic regression on train."""
+
+    summary = "weights by logistic regression on train"
+    role: ClassVar[str] = "train"
+
+    def weights(self) -> np.ndarray:
+        return logistic_weights(*_outputs(self.process, self.role))
+
+
+class LogisticDevWeights(LogisticWeights):
+    """Fixed weights by logistic regression on dev."""
+
+    summary = "weights by logistic regression on dev"
+    role = "dev"
 
 
 class RandomSingle(Rule):
     """One random teacher for every batch (the paper's Rand-Single-Ensemble)."""
 
+    summary = "one random teacher a batch"
     remembers = True
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, core: Core, seed: int) -> None:
+        super().__init__(core, seed)
         self.rng = np.random.default_rng((seed, 2))
 
-    def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         rows, teachers = batch.shape
         return np.tile(np.eye(teachers, dtype=np.float32)[self.rng.integers(teachers)], (rows, 1))
 
 
 class RandomSubset(Rule):
-    """Every teacher of every instance by the toss of a coin."""
+    """Every teacher of every instance with probability one half."""
 
+    summary = "a random subset an instance"
     remembers = True
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, core: Core, seed: int) -> None:
+        super().__init__(core, seed)
         self.rng = np.random.default_rng((seed, 3))
 
-    def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         return (self.rng.random(batch.shape) < 0.5).astype(np.float32)
 
 
@@ -125,13 +209,15 @@ def _outputs(process: Distillation, role: str) -> tuple[np.ndarray, np.ndarray]:
     return soft_labels(torch.from_numpy(logits), 1.0).numpy(), split.labels
 
 
-# --- by what the teachers say -----------------------------------------------------------------------------------------
+# --- by the teachers' answers -----------------------------------------------------------------------------------------
 
 
 class BestSingle(Rule):
     """The teacher with the lowest loss on the instance's gold label (the paper's Best-Single-Ensemble)."""
 
-    def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
+    summary = "per instance the teacher with the lowest gold loss"
+
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         losses = batch.teacher_losses
         return np.eye(losses.shape[1], dtype=np.float32)[losses.argmin(1)]
 
@@ -139,7 +225,9 @@ class BestSingle(Rule):
 class Confidence(Rule):
     """CA-MKD: `w_k = (1 - softmax_k(CE)) / (K - 1)`, so a teacher far from the gold label counts less; K = 1 counts in full."""
 
-    def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
+    summary = "weights by closeness to the gold label"
+
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         return confidence(torch.from_numpy(batch.teacher_losses)).numpy()
 
 
@@ -153,7 +241,9 @@ def confidence(losses: Tensor) -> Tensor:
 class Entropy(Rule):
     """EBKD-style: `w = softmax(-H)` over the teachers' entropies H (nats): the sure ones count more, right or wrong."""
 
-    def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
+    summary = "weights by the teachers' certainty"
+
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         probs = torch.from_numpy(batch.probs)
         entropy = -torch.xlogy(probs, probs).sum(-1)
         return F.softmax(-entropy, -1).numpy()
@@ -162,21 +252,24 @@ class Entropy(Rule):
 class Oracle(Rule):
     """The specialist of every instance, where the task knows it (the bundled one)."""
 
-    def __init__(self, process: Distillation) -> None:
-        pools = [s.pool for s in process.settings.teachers.pool]
-        if process.task.specialist is None or set(process.task.pools) > set(pools):
+    summary = "the instance's specialist, where the task knows it"
+
+    def __init__(self, core: Core, seed: int) -> None:
+        super().__init__(core, seed)
+        process = self.process
+        pools = [getattr(s, "pool", None) for s in process.settings.teachers.pool]
+        if process.task.specialist is None or not set(process.task.pools) <= set(pools):
             raise UserError(
                 f"oracle: task={process.task.name} with these teachers does not say who is right; leave oracle out"
             )
-        assert process.task.specialist is not None
         self.teacher = np.array([pools.index(name) for name in process.task.pools])[process.task.specialist]
         self.teachers = len(pools)
 
-    def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         return np.eye(self.teachers, dtype=np.float32)[self.teacher[batch.rows]]
 
 
-# --- by how the student stands to them --------------------------------------------------------------------------------
+# --- by the student and the teachers --------------------------------------------------------------------------------
 
 
 class AgreeingGradients(Rule):
@@ -185,10 +278,13 @@ class AgreeingGradients(Rule):
     No teacher may count for more than `most`, so that one that is at odds with all others does not take over.
     """
 
-    def __init__(self, process: Distillation, most: float = 0.6) -> None:
-        self.process, self.most = process, max(most, 1 / process.num_teachers)
+    summary = "weights that balance the teachers' gradients"
 
-    def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
+    def __init__(self, core: Core, seed: int, most: float = 0.6) -> None:
+        super().__init__(core, seed)
+        self.most = max(most, 1 / self.process.num_teachers)
+
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         logits = _student_logits(self.process, batch)
         student = F.softmax(logits / self.process.settings.loss.temperature, -1)
         gradients = (student[:, None] - batch.soft).transpose(0, 1).flatten(1).double().cpu().numpy()  # [K, B*C]
@@ -211,12 +307,14 @@ class StudentEntropy(Rule):
     A batch is ranked by the student's entropy and cut into K equal parts.
     """
 
-    def __init__(self, process: Distillation) -> None:
-        self.process = process
-        probs, labels = _outputs(process, "dev")
+    summary = "stronger teachers where the student is sure"
+
+    def __init__(self, core: Core, seed: int) -> None:
+        super().__init__(core, seed)
+        probs, labels = _outputs(self.process, "dev")
         self.order = np.argsort(-(probs.argmax(2) == labels[:, None]).mean(0), kind="stable")  # strongest first
 
-    def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         probs = F.softmax(_student_logits(self.process, batch), -1)
         entropy = -torch.xlogy(probs, probs).sum(-1).cpu().numpy()
         rank = np.argsort(np.argsort(entropy, kind="stable"), kind="stable")
@@ -232,17 +330,21 @@ class MTKDRL(Rule):
     uniform and not which teacher is good.
     """
 
+    summary = "MTKD-RL's published weights"
+
+    reads = ("observation",)
     needs_states = True
     remembers = True
+    lr: ClassVar[float] = 0.1
 
-    def __init__(self, core: Core, seed: int, lr: float = 0.1) -> None:
-        self.process = core.process
+    def __init__(self, core: Core, seed: int) -> None:
+        super().__init__(core, seed)
         with isolated_rng(seed):
             self.agent = nn.Linear(core.observe.space.shape[0], core.process.num_teachers)
-        self.optimizer = torch.optim.SGD(self.agent.parameters(), lr=lr)
-        self.last: tuple[Tensor, Current] | None = None
+        self.optimizer = torch.optim.SGD(self.agent.parameters(), lr=self.lr)
+        self.last: tuple[Tensor, TrainingBatch] | None = None
 
-    def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         if self.last is not None:
             self._learn(*self.last)
         seen = torch.from_numpy(states)
@@ -259,7 +361,7 @@ class MTKDRL(Rule):
         self.last = (seen, batch)
         return weights
 
-    def _learn(self, states: Tensor, batch: Current) -> None:
+    def _learn(self, states: Tensor, batch: TrainingBatch) -> None:
         with torch.no_grad():
             reward = -F.cross_entropy(_student_logits(self.process, batch), batch.gold, reduction="none").cpu()
             reward = ((reward - reward.mean()) / (reward.std(correction=0) + 1e-6)).clamp(0, 1)
@@ -270,83 +372,78 @@ class MTKDRL(Rule):
 
 
 class Headroom(Rule):
-    """No rule to use but a ceiling to know: the subset that credit calls best, chosen with the labels of the reward split.
+    """For every instance the subset with the largest first-order share of the gain, of all 2^K.
 
-    For every instance the subset with the largest first-order share of the gain, of all 2^K.
+    Upper bound, not a usable rule: it reads the reward labels.
     """
 
+    summary = "upper bound: the best subset by credit; it reads the reward labels"
+    reads = ("reward", "credit")
     remembers = True
 
     def __init__(self, core: Core, seed: int) -> None:
-        settings = RewardSettings(**{**vars(core.reward.settings), "name": "validation_gain", "credit": "influence"})
-        self.reward = Reward(settings, core.process)
-        self.reward.begin(seed, restart=True)
+        super().__init__(core, seed)
         k = core.process.num_teachers
         if k > 8:
             raise UserError(f"headroom tries all subsets of at most 8 teachers, this pool has {k}; leave headroom out")
+        reward = ValidationGain(replace(core.settings.reward, name="validation_gain", at="batch"), core.process)
+        self.credit = Influence(core.settings.credit, reward)
+        self.credit.begin(seed)
         self.subsets = ((np.arange(2**k)[:, None] >> np.arange(k)) & 1).astype(np.float32)
 
-    def __call__(self, states: np.ndarray, batch: Current) -> np.ndarray:
-        shares = self.reward.shares_of(self.subsets)
-        return self.subsets[shares.argmax(1)]
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
+        return self.subsets[self.credit.subset_credit(self.subsets).argmax(1)]
 
 
-def _student_logits(process: Distillation, batch: Current) -> Tensor:
+def _student_logits(process: Distillation, batch: TrainingBatch) -> Tensor:
     with torch.no_grad():
         return process.student.forward(batch.inputs)
 
 
 # --- by name ----------------------------------------------------------------------------------------------------------
 
-Make = Callable[[Core, int], Rule]
-
-
-def _all(core: Core, seed: int) -> Rule:
-    return Constant(np.ones(core.process.num_teachers))
-
-
-RULES: dict[str, tuple[Make, str]] = {
-    "control": (_all, "all teachers, equal weights (U-Ensemble)"),
-    "labels": (lambda core, _: Constant(np.zeros(core.process.num_teachers)), "no teacher: the student alone"),
-    "rand_single": (lambda _, seed: RandomSingle(seed), "one random teacher a batch"),
-    "rand_subset": (lambda _, seed: RandomSubset(seed), "a random subset an instance"),
-    "w_ensemble": (
-        lambda core, _: Constant(tuned_weights(*_outputs(core.process, "dev"))),
-        "fixed weights tuned on dev",
-    ),
-    "lr_ensemble": (
-        lambda core, _: Constant(logistic_weights(*_outputs(core.process, "train"))),
-        "weights by logistic regression on train",
-    ),
-    "lr_dev": (
-        lambda core, _: Constant(logistic_weights(*_outputs(core.process, "dev"))),
-        "weights by logistic regression on dev",
-    ),
-    "best_single": (lambda *_: BestSingle(), "per instance the teacher with the lowest gold loss"),
-    "ca_mkd": (lambda *_: Confidence(), "weights by closeness to the gold label"),
-    "ebkd": (lambda *_: Entropy(), "weights by the teachers' certainty"),
-    "aekd": (lambda core, _: AgreeingGradients(core.process), "weights that balance the teachers' gradients"),
-    "dynamic_kd": (lambda core, _: StudentEntropy(core.process), "stronger teachers where the student is sure"),
-    "mtkd_rl": (lambda core, seed: MTKDRL(core, seed), "MTKD-RL's published weights"),
-    "oracle": (lambda core, _: Oracle(core.process), "the instance's specialist, where the task knows it"),
-    "headroom": (lambda core, seed: Headroom(core, seed), "ceiling: the best subset by credit, reward labels seen"),
+RULES: dict[str, type[Rule]] = {
+    "control": AllTeachers,
+    "labels": LabelsOnly,
+    "rand_single": RandomSingle,
+    "rand_subset": RandomSubset,
+    "w_ensemble": TunedWeights,
+    "lr_ensemble": LogisticWeights,
+    "lr_dev": LogisticDevWeights,
+    "best_single": BestSingle,
+    "ca_mkd": Confidence,
+    "ebkd": Entropy,
+    "aekd": AgreeingGradients,
+    "dynamic_kd": StudentEntropy,
+    "mtkd_rl": MTKDRL,
+    "oracle": Oracle,
+    "headroom": Headroom,
 }
 
 
-def make_rule(name: str, core: Core, seed: int) -> Rule:
-    """The rule called `name`, or `single:TEACHER` for one teacher alone; `UserError` for an unknown one."""
+def find_rule(name: str, teachers: tuple[str, ...]) -> type[Rule]:
+    """The rule called `name`, `single:TEACHER` for one teacher alone, or the one at an import path.
+
+    Raises:
+        UserError: for an unknown rule, or a teacher that the pool `teachers` does not have.
+    """
     kind, _, teacher = name.partition(":")
-    if kind == "single":
-        names = core.process.signals.names
-        one_of(teacher, names, "single: teacher")
-        return Constant(np.eye(len(names))[list(names).index(teacher)])
-    one_of(name, (*RULES, "single:TEACHER"), "rule")
-    return RULES[name][0](core, seed)
+    if kind != "single":
+        return find(name, RULES, Rule, "rule")  # type: ignore[type-abstract]
+    one_of(teacher, teachers, "single: teacher")
+    place = teachers.index(teacher)
+    return type("Single", (SingleTeacher,), {"teacher": place, "summary": f"teacher {teacher} alone"})
 
 
-def known_best(process: Distillation) -> Rule | None:
-    """The oracle where the task knows it, else None."""
-    try:
-        return Oracle(process)
-    except UserError:
-        return None
+def make_rule(name: str, core: Core, seed: int) -> Rule:
+    """The rule called `name`, ready to act; `UserError` as for `find_rule`, or where the task does not suit it."""
+    return find_rule(name, tuple(core.process.signals.names))(core, seed)
+
+
+def references(core: Core, seed: int, oracle: bool) -> dict[str, Rule]:
+    """The rules beside a learnt policy in every run: `control` and, where the task knows it and it is wanted, `oracle`."""
+    out: dict[str, Rule] = {"control": AllTeachers(core, seed)}
+    if oracle:
+        with suppress(UserError):  # the task does not know who is right
+            out["oracle"] = Oracle(core, seed)
+    return out

@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock
 
 from distill import parallel
-from distill.checks import UserError, check
+from distill.checks import UserError, expand
 from distill.settings import digest
 
 MANIFEST = "manifest.json"
@@ -46,6 +46,14 @@ def folder_fingerprint(folder: Path) -> str:
     )
     lines = [f"{p.name} {file_sha256(p)}" for p in kept]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def stamp(path: str) -> list[Any]:
+    """What shows that the local files behind a path have changed: names, sizes, times and inodes. Hub ids and packages
+    are their name."""
+    place = expand(path)
+    files = sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else [place] * place.is_file()
+    return [path, *([f.name, (s := f.stat()).st_size, s.st_mtime_ns, s.st_ino] for f in files)]
 
 
 @contextmanager

@@ -1,13 +1,16 @@
-"""Distillation = task + signals + student: the whole process an environment wraps, with no notion of reward or agent."""
+"""The distillation process: task, teacher signals and student together. It knows nothing of rewards or agents.
+
+`Distillation` is what an environment wraps: a batch comes in, a student step goes out.
+"""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,15 +23,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from distill import cache, parallel
-from distill.checks import UserError, check
+from distill.checks import UserError
 from distill.data.load import load_task
 from distill.data.splits import Split, Task
 from distill.data.tokens import Batch, Stream, TokenizedSplit
 from distill.losses import distillation_loss, soft_labels
 from distill.models.build import build_student
 from distill.models.engine import Engine
-from distill.settings import ProcessSettings, digest
-from distill.student import Student
+from distill.settings import RunSettings, digest
+from distill.state import Array, Optional, is_count, is_generator
+from distill.student import StepResult, Student
 from distill.teachers.encoders import make_encoder
 from distill.teachers.finetune import vocabulary_texts
 from distill.teachers.live import LiveSignals
@@ -36,22 +40,49 @@ from distill.teachers.signals import Source, TeacherSignals
 from distill.teachers.sources import load_pool
 from distill.teachers.store import StoredSignals
 
-FORMAT = 1  # of a warm start; raised whenever the student's training changes
+FORMAT = 2  # of a warm start; raised whenever the student's training or the settings' identity changes
+KEPT_IN_MEMORY = 4  # pools whose signals stay in memory for the next environment
 
 
 class Prepared:
-    """What every run on one task and pool shares: the data, the teachers and their signals. Heavy, and read-only."""
+    """What every run on one task and pool shares: the data, the teachers and their signals. Heavy, and read-only.
 
-    def __init__(self, settings: ProcessSettings) -> None:
+    Making one reads the data only. `load` then loads or fine-tunes the teachers, so that a mistake found in between
+    costs nothing.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
         self.settings, self.home = settings, settings.home_dir
         self.engine = Engine.pick(settings.device, settings.amp, settings.fast)
         self.task: Task = load_task(settings.task, settings.data_dir)
         self.encoder: Source = make_encoder(settings.encoder, self.engine)
         self.teachers: list[Source] = []
+        self.teacher_fit_s = self.signals_s = 0.0
         self._signals: dict[str, TeacherSignals] = {}
 
-    def load(self) -> None:
-        """Load or fine-tune the teachers, and store what they say of train."""
+    @classmethod
+    def of(cls, settings: RunSettings) -> Prepared:
+        """The one for these settings. The last few stay in memory, so a second environment costs nothing."""
+        files = [settings.task.train, settings.task.dev, settings.task.test]
+        files += [getattr(part, "path", None) for part in (*settings.teachers.pool, settings.encoder)]
+        if settings.data_dir and settings.task.source != "hub":
+            files.append(settings.data_dir)
+        key = digest(
+            settings.identity("signals"),
+            [settings.device, settings.amp, settings.fast, settings.data_dir, str(settings.home_dir)],
+            [cache.stamp(path) for path in files if path],  # a file that was written again is another file
+        )
+        if key not in _PREPARED:
+            _PREPARED[key] = cls(settings)
+        _PREPARED.move_to_end(key)
+        while len(_PREPARED) > KEPT_IN_MEMORY:
+            _PREPARED.popitem(last=False)
+        return _PREPARED[key]
+
+    def load(self) -> Prepared:
+        """Load or fine-tune the teachers, and store their signals on train. Does nothing the second time."""
+        if self.teachers:
+            return self
         started = time.perf_counter()
         s = self.settings
         self.teachers = load_pool(s.teachers, self.task, self.home, self.engine)
@@ -59,6 +90,7 @@ class Prepared:
         started = time.perf_counter()
         self.signals("train")
         self.signals_s = time.perf_counter() - started
+        return self
 
     def signals(self, role: str) -> TeacherSignals:
         """The signals of one split."""
@@ -78,7 +110,8 @@ class Prepared:
     def teacher_scores(self) -> list[dict[str, Any]]:
         """Metrics of every teacher, and last of their averaged probabilities (`ensemble`), on train, dev and the tests.
 
-        Train is what the student is told; far above dev, the teachers are over-confident there (see `teachers.folds`).
+        Train is what the student learns from. Where it is far above dev, the teachers are over-confident on it (see
+        `teachers.folds`).
         """
         rows: list[dict[str, Any]] = [{"name": t.name, "fingerprint": t.fingerprint} for t in self.teachers]
         rows.append({"name": "ensemble"})
@@ -96,41 +129,25 @@ class Prepared:
 _PREPARED: OrderedDict[str, Prepared] = OrderedDict()
 
 
-def prepare(settings: ProcessSettings, first: Callable[[Task], None] | None = None) -> Prepared:
-    """`Prepared` for these settings; the last few are kept in memory, so a second environment costs nothing.
-
-    `first` is given the task before any teacher is loaded or fine-tuned: what it refuses has cost nothing.
-    """
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    parts = (
-        settings.task,
-        settings.teachers,
-        settings.encoder,
-        settings.device,
-        settings.amp,
-        settings.fast,
-        settings.data_dir,
-        settings.home,
-    )
-    key = digest([p if isinstance(p, str | bool | None) else asdict(p) for p in parts])
-    prepared = _PREPARED.get(key) or Prepared(settings)
-    if first is not None:
-        first(prepared.task)
-    if key not in _PREPARED:
-        prepared.load()
-        _PREPARED[key] = prepared
-        while len(_PREPARED) > 4:
-            _PREPARED.popitem(last=False)
-    _PREPARED.move_to_end(key)
-    return _PREPARED[key]
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Torch computes with `count` threads inside (None: as it is), and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass
-class Current:
-    """The batch the next step will train on. Arrays on the host for states, tensors on the device for the loss.
+class TrainingBatch:
+    """The batch that the next step trains on: arrays on the host for states, tensors on the device for the loss.
 
-    What the teachers and the encoder say is asked for when it is first looked at: with live signals it costs a forward.
+    Signals are read when they are first needed: with live signals they cost a forward.
     """
 
     rows: np.ndarray  # [B]
@@ -139,8 +156,8 @@ class Current:
     gold: Tensor  # [B]
     signals: TeacherSignals
     temperature: float  # of the loss
-    _asked: tuple[np.ndarray, Tensor] | None = None
-    ahead: tuple[int, Tensor] | None = None  # the student's logits on it, and the version of the weights that gave them
+    _chosen: tuple[np.ndarray, Tensor] | None = None  # a subset [B,K] and the soft labels computed for it
+    ahead: tuple[int, Tensor] | None = None  # the student's logits on it, and the version of the weights they came from
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -163,14 +180,14 @@ class Current:
         return soft_labels(torch.from_numpy(self.logits).to(self.gold.device), self.temperature)
 
     def soft_for(self, actions: np.ndarray) -> Tensor:
-        """Soft labels `[B,K,C]` that are right wherever `actions` `[B,K]` give weight; teachers nobody chose are not run."""
+        """Soft labels `[B,K,C]`, correct wherever `actions` `[B,K]` give weight. Live teachers run only where chosen."""
         if not self.signals.selective or "logits" in vars(self):
             return self.soft
         chosen = np.asarray(actions) > 0
-        if self._asked is None or not np.array_equal(self._asked[0], chosen):
+        if self._chosen is None or not np.array_equal(self._chosen[0], chosen):
             logits = torch.from_numpy(self.signals.logits(self.rows, chosen))
-            self._asked = chosen, soft_labels(logits.to(self.gold.device), self.temperature)
-        return self._asked[1]
+            self._chosen = chosen, soft_labels(logits.to(self.gold.device), self.temperature)
+        return self._chosen[1]
 
     @cached_property
     def log_probs(self) -> np.ndarray:
@@ -193,38 +210,46 @@ class Distillation:
     """One student under distillation. `begin`, then `step` until the budget is spent.
 
     The student starts from the warm start: distilled from the average of all teachers, made once and kept on disk.
-    All randomness comes from the seed given to `begin`; torch's global generators are left as they were.
+    All randomness comes from the seed given to `begin`; torch's global generators stay as they were.
+
+    Raises:
+        UserError: for anything wrong with the settings, the data or a checkpoint; before a teacher is fine-tuned
+            wherever possible.
     """
 
-    def __init__(self, settings: ProcessSettings) -> None:
+    def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
-        born: list[tuple[Any, Any]] = []
+        with torch_threads(settings.threads):
+            self._build(settings)
 
-        def build(task: Task) -> None:
-            size, count = settings.budget.batch_size, len(task.splits["train"])
-            if size > count:
-                raise UserError(
-                    f"budget.batch_size={size} is more than the {count} training instances; use a smaller one"
-                )
-            born.append(build_student(settings.student, task.label_names, vocabulary_texts(task), settings.seed))
-
-        self.prepared = prepare(settings, build)
+    def _build(self, settings: RunSettings) -> None:
+        # 1. What costs little and may be refused: the data and the student's architecture.
+        self.prepared = Prepared.of(settings)
         self.task, self.device = self.prepared.task, self.prepared.engine.device
-        self.signals = self.prepared.signals("train")
-        model, tokenizer = born[0]
+        budget, count = settings.budget, len(self.task.splits["train"])
+        if budget.batch_size > count:
+            raise UserError(
+                f"budget.batch_size={budget.batch_size} is more than the {count} training instances; use a smaller one"
+            )
+        texts = vocabulary_texts(self.task)
+        model, tokenizer = build_student(settings.student, self.task.label_names, texts, settings.seed)
+        # 2. The teachers and their signals.
+        self.signals = self.prepared.load().signals("train")
+        # 3. The student and its batches.
         self.student = Student(model, tokenizer, settings.student, self.prepared.engine)
         self.train_split: Split = self.task.splits["train"].require("train")
         self.labels = self.train_split.labels
         self._tokens: dict[str, TokenizedSplit] = {}
         tokens = self.tokens("train")
-        budget, per_epoch = settings.budget, max(1, round(len(tokens) / settings.budget.batch_size))
+        per_epoch = max(1, round(len(tokens) / budget.batch_size))
         self.budget = budget.steps or max(1, round(budget.epochs * per_epoch))
         self.warm_budget = round(budget.warm_epochs * per_epoch) if budget.warm_steps is None else budget.warm_steps
         self.stream = Stream(tokens.lengths, budget.batch_size, 0, budget.group_lengths)
         self.rng_state = torch.Generator().manual_seed(0).get_state()
         self._cuda_state: Tensor | None = None
         self._seed = 0
-        self.current: Current | None = None
+        self.batch: TrainingBatch | None = None
+        # 4. The warm start, from the cache or made now.
         started = time.perf_counter()
         self.warm = self._warm_start()
         self.warm_start_s = time.perf_counter() - started
@@ -233,6 +258,10 @@ class Distillation:
     def num_teachers(self) -> int:
         """K."""
         return len(self.prepared.teachers)
+
+    def machine(self) -> dict[str, Any]:
+        """Where and how the student computes, as far as digits depend on it."""
+        return {"device": self.device.type, "threads": torch.get_num_threads(), **self.prepared.engine.describe()}
 
     def tokens(self, role: str) -> TokenizedSplit:
         """A split in the student's tokens."""
@@ -244,7 +273,7 @@ class Distillation:
     # --- running ----------------------------------------------------------------------------------------------------
 
     def begin(self, seed: int, restart: bool = True, budget: int | None = None) -> None:
-        """Start a run: batches and dropout follow `seed`; the student returns to the warm start unless `restart` is false."""
+        """Start a run: batches and dropout follow `seed`. The student returns to the warm start unless `restart` is false."""
         if restart:
             self.student.restore(self.warm)
         self.student.begin(budget or self.budget)
@@ -252,17 +281,17 @@ class Distillation:
         self.rng_state = torch.Generator().manual_seed(seed).get_state()
         self._cuda_state = None
         self._seed = seed
-        self.current = self.load(self.stream.next())
+        self.batch = self.load(self.stream.next())
 
     @property
     def done(self) -> bool:
         """Whether the budget is spent."""
         return self.student.steps >= self.student.budget
 
-    def load(self, rows: np.ndarray) -> Current:
-        """Everything known of the training instances `rows`."""
+    def load(self, rows: np.ndarray) -> TrainingBatch:
+        """The training batch of the instances `rows` `[B]`."""
         labels = self.labels[rows]
-        return Current(
+        return TrainingBatch(
             rows=rows,
             labels=labels,
             inputs=self.tokens("train").batch(rows),
@@ -274,44 +303,40 @@ class Distillation:
     def look_ahead(self) -> Tensor:
         """The student's logits on the coming batch, `[B,C]`, detached and without dropout.
 
-        Where the step would compute the very same (no dropout, one process), it takes these: the look is free.
+        Where the step would compute the very same logits (no dropout, one process), it reuses these, so they cost nothing.
         """
-        now, student = self.current, self.student
+        now, student = self.batch, self.student
         assert now is not None, "begin() comes before look_ahead()"
-        seen = self._seen(now)
+        seen = self._ahead(now)
         if seen is None:
             with torch.set_grad_enabled(not student.random and parallel.world() == 1):
                 seen = student.forward(now.inputs)
             now.ahead = student.version, seen
         return seen.detach()
 
-    def _seen(self, now: Current) -> Tensor | None:
-        """The logits of a look at `now`, unless weights were written since."""
+    def _ahead(self, now: TrainingBatch) -> Tensor | None:
+        """The logits that `look_ahead` computed for `now`, unless the weights have been written since."""
         return now.ahead[1] if now.ahead is not None and now.ahead[0] == self.student.version else None
 
-    def step(self, actions: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Train on the current batch with subsets or weights `actions` `[B,K]`, then load the next batch.
-
-        Returns:
-            Student logits `[B,C]` before the step, and per-instance losses `[B]`, on the device.
-        """
-        now = self.current
+    def step(self, actions: np.ndarray) -> StepResult:
+        """Train on the current batch with subsets or weights `actions` `[B,K]`, then load the next batch."""
+        now = self.batch
         assert now is not None, "begin() comes before step()"
         chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)
-        soft = now.soft_for(actions)  # before the student's forward: teachers need no gradients to be kept
-        seen = self._seen(now)
+        soft = now.soft_for(actions)  # before the student's forward: teachers need no gradients
+        seen = self._ahead(now)
         ahead = seen if seen is not None and seen.requires_grad else None
-        now.ahead = None  # the step uses up its graph
+        now.ahead = None  # the step frees its graph
         with self._own_rng():
-            out = self.student.step(
+            result = self.student.step(
                 now.inputs, lambda logits: distillation_loss(logits, now.gold, chosen, soft, self.settings.loss), ahead
             )
-        self.current = self.load(self.stream.next())
-        return out
+        self.batch = self.load(self.stream.next())
+        return result
 
     @contextmanager
     def _own_rng(self) -> Iterator[None]:
-        """Dropout draws from this process's own stream; without dropout nothing is drawn and nothing is swapped."""
+        """Dropout draws from this process's own random stream. Without dropout nothing is drawn, so nothing is swapped."""
         if not self.student.random:
             yield
             return
@@ -334,7 +359,7 @@ class Distillation:
                 torch.cuda.set_rng_state(cuda_outside, self.device)
 
     def evaluate(self, role: str) -> dict[str, float]:
-        """The student's metrics on a whole split (not train); `NotFinite` when its logits are no numbers."""
+        """The student's metrics on a whole split (not train); `NotFinite` when its logits are not finite."""
         split = self.task.splits[role].require("reward", "dev", "test")
         logits = self.student.predict(self.tokens(role)).numpy()
         self.student.check_finite(float(logits.sum(dtype=np.float64)))
@@ -342,51 +367,69 @@ class Distillation:
 
     # --- state ------------------------------------------------------------------------------------------------------
 
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Everything the coming steps depend on: arrays (weights, optimiser, stream, generators) and JSON-able facts."""
-        stream = self.stream.state()
-        arrays = {f"student/{n}": p.detach().cpu().numpy().copy() for n, p in self.student.named.items()}
-        for name, parameter in self.student.named.items():
-            for key, value in self.student.optimizer.state.get(parameter, {}).items():
-                if value is not None:  # plain SGD keeps an empty momentum
-                    arrays[f"optimizer/{key}/{name}"] = value.detach().cpu().numpy().copy()
-        arrays |= {
-            "stream/carry": stream["carry"],
-            "stream/queue": stream["queue"],
-            "rng/torch": self.rng_state.numpy().copy(),
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the coming steps depend on: weights, optimiser, schedule, batches and generators."""
+        held = self.student.optimizer.state
+        moments = {
+            # Plain SGD keeps an empty momentum; AdamW keeps nothing of what it has not moved yet.
+            name: {k: v.detach().cpu().numpy().copy() for k, v in held.get(parameter, {}).items() if v is not None}
+            for name, parameter in self.student.named.items()
         }
-        if self.current is not None:
-            arrays["rows"] = self.current.rows.copy()
-        if self._cuda_state is not None:
-            arrays["rng/cuda"] = self._cuda_state.cpu().numpy().copy()
-        facts = {
+        return {
+            "student": {n: p.detach().cpu().numpy().copy() for n, p in self.student.named.items()},
+            "optimizer": moments,
+            "stream": self.stream.state_dict(),
+            "rng": self.rng_state.numpy().copy(),
+            "cuda_rng": None if self._cuda_state is None else self._cuda_state.cpu().numpy().copy(),
+            "rows": None if self.batch is None else self.batch.rows.copy(),
             "steps": self.student.steps,
             "budget": self.student.budget,
             "seed": self._seed,
-            "stream": stream["rng"],
         }
-        return arrays, facts
 
-    def set_state(self, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
-        """Go on from `state()`, of this process or of one with the same settings."""
+    def state_template(self) -> dict[str, Any]:
+        """The form of `state_dict()`, for `distill.state.check_state`."""
+        size, count = self.stream.batch_size, len(self.labels)
+        weights = {n: Array("float32", tuple(p.shape)) for n, p in self.student.named.items()}
+        adam = self.settings.student.optimizer == "adamw"
+        moments = {
+            n: Optional({"exp_avg": w, "exp_avg_sq": w, "step": Array("float32", ())} if adam else {})
+            for n, w in weights.items()
+        }
+        return {
+            "student": weights,
+            "optimizer": moments,
+            "stream": {
+                "rng": is_generator,
+                "carry": Array("int64", (None,), count),
+                "queue": Array("int64", (None, size), count),
+            },
+            "rng": Array("uint8", self.rng_state.shape),
+            "cuda_rng": Optional(Array("uint8", (None,))),
+            "rows": Optional(Array("int64", (size,), count)),
+            "steps": is_count,
+            "budget": lambda v: is_count(v) and v > 0,
+            "seed": is_count,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()` of this process, or of one with the same settings."""
         student = self.student
-        student.restore([torch.from_numpy(arrays[f"student/{n}"]) for n in student.named])
+        student.restore([torch.from_numpy(state["student"][n]) for n in student.named])
         student.optimizer.state.clear()
-        for path, value in arrays.items():
-            if path.startswith("optimizer/"):
-                _, key, name = path.split("/", 2)
-                parameter = student.named[name]
+        for name, moments in state["optimizer"].items():
+            parameter = student.named[name]
+            for key, value in (moments or {}).items():
                 student.optimizer.state[parameter][key] = torch.from_numpy(value.copy()).to(parameter.device)
-        student.steps, student.budget, self._seed = facts["steps"], facts["budget"], facts["seed"]
-        self.stream.set_state(
-            {"rng": facts["stream"], "carry": arrays["stream/carry"], "queue": arrays["stream/queue"]}
-        )
-        self.rng_state = torch.from_numpy(arrays["rng/torch"].copy())
-        self._cuda_state = torch.from_numpy(arrays["rng/cuda"].copy()) if "rng/cuda" in arrays else None
-        self.current = self.load(arrays["rows"]) if "rows" in arrays else None
+        student.steps, student.budget, self._seed = state["steps"], state["budget"], state["seed"]
+        self.stream.load_state_dict(state["stream"])
+        self.rng_state = torch.from_numpy(state["rng"].copy())
+        cuda = state["cuda_rng"]
+        self._cuda_state = None if cuda is None else torch.from_numpy(cuda.copy())
+        self.batch = None if state["rows"] is None else self.load(state["rows"])
 
     def fork(self) -> Distillation:
-        """An independent copy of the process as it stands; data, signals and warm start are shared."""
+        """An independent copy of the process as it is now. Data, signals and warm start are shared."""
         other = copy.copy(self)
         other.student = Student(
             copy.deepcopy(self.student.model),
@@ -395,25 +438,21 @@ class Distillation:
             self.prepared.engine,
         )
         other.stream = Stream(self.stream.lengths, self.stream.batch_size, 0, self.stream.group)
-        other.set_state(*self.state())
+        other.load_state_dict(self.state_dict())
         return other
 
     # --- the warm start ---------------------------------------------------------------------------------------------
 
     def _warm_start(self) -> list[Tensor]:
-        """The student after distillation from all teachers, from the cache or made now; the student holds it afterwards."""
+        """Weights of the student distilled from all teachers, from the cache or made now. The student has them afterwards."""
         s = self.settings
         facts = {
             "format": FORMAT,
+            "settings": s.fingerprint("warm start"),
             "prepared": self.prepared.fingerprint,
-            "student": asdict(s.student),
-            "checkpoint": self._student_fingerprint(),
-            "loss": asdict(s.loss),
-            "batches": [s.budget.batch_size, s.budget.group_lengths, self.warm_budget],
-            "seed": s.seed,
-            "amp": self.prepared.engine.form,
-            "device": self.device.type,
-            "threads": torch.get_num_threads(),
+            "checkpoint": self._initial_fingerprint(),
+            "steps": self.warm_budget,
+            "machine": self.machine(),
         }
         folder = self.prepared.home / "warm" / f"{self.task.name}-{s.student.name}-{digest(facts)}"
         cache.entry(folder, facts, self._make_warm_start)
@@ -425,8 +464,8 @@ class Distillation:
         self.student.restore(weights)
         return weights
 
-    def _student_fingerprint(self) -> str:
-        """Hash of the weights the student is born with: covers its checkpoint, vocabulary and seed."""
+    def _initial_fingerprint(self) -> str:
+        """Hash of the student's weights before any training: covers its checkpoint, vocabulary and seed."""
         sums = [
             (n, float(p.detach().double().sum()), float(p.detach().double().square().sum()))
             for n, p in self.student.model.named_parameters()

@@ -174,7 +174,9 @@ class CheckpointTeacher(TeacherSettings):
 
     kind: ClassVar[str] = "checkpoint"
     path: str | None = option(None, "checkpoint: a folder, a hub id or package:NAME/FOLDER")
-    labels: list[str] | None = option(None, "labels in the order of its outputs, when the checkpoint does not name them")
+    labels: list[str] | None = option(
+        None, "labels in the order of its outputs, when the checkpoint does not name them"
+    )
     max_length: int = option(128, "longest text, in tokens")
 
     def __post_init__(self) -> None:
@@ -208,7 +210,9 @@ class TeachersSettings:
 
     name: str = option("own", "name of the pool")
     pool: list[TeacherSettings] = option([], "the teachers, each with its kind: finetune, checkpoint or predictions")
-    signals: str = option("stored", "stored: computed once and kept on disk; live: computed whenever they are asked for")
+    signals: str = option(
+        "stored", "stored: computed once and kept on disk; live: computed whenever they are asked for"
+    )
     folds: int = option(0, "from 2: cross-fitting, so that no teacher judges an instance it was fine-tuned on; 0: none")
 
     def __post_init__(self) -> None:
@@ -487,7 +491,9 @@ class ReinforceSettings(AgentSettings):
     baseline: float = option(0.9, "decay of the running mean and spread of the shared reward")
     entropy: float = option(0.01, "weight of the entropy bonus")
     bias: float = option(1.0, "first logit of every unit; 1.0 switches 73 % of all teachers on")
-    joint: str = option("restart", "every episode from the warm start (restart), or from where the last ended (continue)")
+    joint: str = option(
+        "restart", "every episode from the warm start (restart), or from where the last ended (continue)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -502,7 +508,13 @@ class ReinforceSettings(AgentSettings):
 
 
 _ON_POLICY: dict[str, Any] = {"gamma": 0.0, "gae_lambda": 1.0}
-_OFF_POLICY: dict[str, Any] = {"buffer_size": 20000, "learning_starts": 320, "batch_size": 256, "gamma": 0.0, "train_freq": 1}
+_OFF_POLICY: dict[str, Any] = {
+    "buffer_size": 20000,
+    "learning_starts": 320,
+    "batch_size": 256,
+    "gamma": 0.0,
+    "train_freq": 1,
+}
 _Q_LEARNING: dict[str, Any] = {
     **_OFF_POLICY,
     "gradient_steps": 2,
@@ -825,6 +837,11 @@ def _leaves(settings: Any, path: tuple[str, ...] = (), changes: str = "") -> Ite
             yield (*path, f.name), _with_kinds(value), own
 
 
+def keys_changing(what: str) -> list[str]:
+    """The top-level settings of a run that change `what`, for example `nothing`."""
+    return [f.name for f in fields(RunSettings) if f.metadata["changes"] == what]
+
+
 def digest(*parts: Any) -> str:
     """First 16 hex digits of SHA-256 over JSON of `parts`."""
     text = json.dumps(
@@ -846,15 +863,16 @@ def defaults() -> dict[str, Any]:
             first = {"encoder": {"kind": "bag"}, "student": {"kind": "fresh"}, "agent": {}}[f.name]
             out[f.name] = {**first, **dict.fromkeys(names)}
         elif f.name == "teachers":
-            out["teachers"] = {g.name: _default(g) for g in fields(TeachersSettings)}
+            out["teachers"] = {g.name: default_of(g) for g in fields(TeachersSettings)}
         else:
-            out[f.name] = _with_kinds(_default(f))
+            out[f.name] = _with_kinds(default_of(f))
     out["data_dir"] = "${oc.env:TEACHER_SELECT_DATA,null}"
     out["home"] = "${oc.env:TEACHER_SELECT_HOME,'~/.cache/teacher-select'}"
     return out
 
 
-def _default(f: Field[Any]) -> Any:
+def default_of(f: Field[Any]) -> Any:
+    """The default of a dataclass field."""
     return f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
 
 

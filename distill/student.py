@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,23 @@ from distill.models.loading import check_tokens, takes_token_types
 from distill.settings import StudentSettings
 
 Direction = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one student step did. Tensors are detached and on the student's device.
+
+    Attributes:
+        logits: `[B,C]`, before the step.
+        losses: `[B]`, nats.
+        lr: learning rate of the step.
+        clip: factor in (0, 1] that clipping scaled the gradient by, a scalar tensor; None: clipping is off.
+    """
+
+    logits: Tensor
+    losses: Tensor
+    lr: float
+    clip: Tensor | None
 
 
 class Student:
@@ -101,19 +119,15 @@ class Student:
         """A number that grows whenever weights are written by anything but a step: equal between two steps, equal weights."""
         return sum(p._version for p in self.params)
 
-    def step(
-        self, batch: Batch, loss: Callable[[Tensor], Tensor], ahead: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """One optimiser step on the mean of `loss(logits)` `[B]`; several processes take a part of the rows each.
+    def step(self, batch: Batch, loss: Callable[[Tensor], Tensor], ahead: Tensor | None = None) -> StepResult:
+        """One optimiser step on the mean of `loss(logits)` `[B]`. Several processes compute a part of the rows each.
 
         Args:
-            ahead: `forward(batch)` at the present weights, when somebody has looked already; its graph is used up.
-
-        Returns:
-            The logits `[B,C]` before the step and the per-instance losses `[B]`, both detached and still on the device.
+            ahead: `forward(batch)` at the present weights, if it was computed already. Its graph is freed.
 
         Raises:
-            NotFinite: at once on the CPU, where looking costs nothing; elsewhere by what next waits for the device.
+            NotFinite: when a loss or gradient is not finite. On the CPU at once; elsewhere by the next call that waits
+                for the device anyway.
         """
         if self.random:
             self.model.train()
@@ -132,20 +146,20 @@ class Student:
             parallel.sum_gradients(self.params)
         if self.random:
             self.model.eval()
-        self.apply_gradients()
+        lr = self.lr
+        clip = self.apply_gradients()
         self.trail += mean.detach()
         if self.device.type == "cpu":
             self.check_finite()
-        return logits.detach(), losses.detach()
+        return StepResult(logits.detach(), losses.detach(), lr, clip)
 
-    def apply_gradients(self) -> None:
-        """Clip, step, clear."""
-        clip = self.settings.clip
-        if clip:
-            norm = nn.utils.clip_grad_norm_(self.params, clip)
+    def apply_gradients(self) -> Tensor | None:
+        """Clip, step, clear. Returns the factor of `StepResult.clip`."""
+        limit = self.settings.clip
+        if limit:
+            norm = nn.utils.clip_grad_norm_(self.params, limit)
         else:
             norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
-        self.norm = norm if clip else None
         self.trail += norm
         lr = self.lr
         for group in self.optimizer.param_groups:
@@ -153,6 +167,7 @@ class Student:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
+        return (limit / (norm + 1e-6)).clamp_max(1) if limit else None
 
     def check_finite(self, *values: float) -> None:
         """Raise `NotFinite` unless `values` and every loss and gradient since `begin` are finite; waits for the device."""

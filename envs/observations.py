@@ -1,35 +1,166 @@
-"""Observations by name: which parts the state of an instance has, where they lie, and within which bounds."""
+"""Observations: the parts of the state of an instance. One class a part, found by name in `PARTS` or by import path."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from distill.checks import check, one_of
-from distill.process import Distillation
+from distill.process import Distillation, TrainingBatch
+from distill.settings import ObservationSettings
+from envs.registry import find
 
-PARTS = ("encoder", "teacher_probs", "teacher_loss", "student_probs", "student_loss", "divergence", "progress")
-STUDENT_PARTS = {"student_probs", "student_loss", "divergence"}
-LOSS_CAP = 5.0  # nats; losses and divergences above it all look alike to the policy
+LOSS_CAP = 5.0  # nats; losses and divergences are clipped here and divided by it
 
 
-@dataclass
-class ObservationSettings:
-    """The parts of the state, in order. The paper's state is encoder, teacher_probs and teacher_loss."""
+class View:
+    """What a part may look at: the coming batch and, where a part asks for it, the student on that batch.
 
-    parts: list[str] = field(default_factory=lambda: ["encoder", "teacher_probs", "teacher_loss"])
+    Attributes:
+        process: the distillation process.
+        batch: the coming batch, B rows.
+    """
 
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise UserError("observation.parts is empty; name some of " + ", ".join(PARTS))
-        for part in self.parts:
-            one_of(part, PARTS, "observation.parts")
-        if len(set(self.parts)) != len(self.parts):
-            raise UserError(f"observation.parts={self.parts} names a part twice")
+    def __init__(self, process: Distillation, batch: TrainingBatch) -> None:
+        self.process, self.batch = process, batch
+
+    @cached_property
+    def student(self) -> dict[str, np.ndarray]:
+        """`probs` `[B,C]`, `loss` `[B,1]` and `divergence` `[B,K]` of the student, in [0, 1]: one forward for all of them."""
+        logits = self.process.look_ahead()
+        with torch.inference_mode():
+            log_probs = F.log_softmax(logits, -1)
+            loss = -log_probs.gather(1, self.batch.gold[:, None])
+            teachers = torch.from_numpy(self.batch.log_probs).to(log_probs.device)
+            # KL(teacher k || student): what the student would have to learn from each teacher
+            divergence = (teachers.exp() * (teachers - log_probs[:, None])).sum(-1)
+            flat = torch.cat((log_probs.exp(), loss / LOSS_CAP, divergence / LOSS_CAP), 1).clamp(0, 1).cpu().numpy()
+        if not np.isfinite(flat).all():  # the student has diverged: the next step reports it, the state stays bounded
+            flat = np.nan_to_num(flat, nan=1.0)
+        c = log_probs.shape[1]
+        return {"probs": flat[:, :c], "loss": flat[:, c : c + 1], "divergence": flat[:, c + 1 :]}
+
+
+class Part(ABC):
+    """One part of the state. A subclass says how wide it is and computes it; values outside the bounds are clipped.
+
+    Attributes:
+        low, high: bounds of every number.
+    """
+
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
+
+    @abstractmethod
+    def width(self, process: Distillation) -> int:
+        """How many numbers it has an instance."""
+
+    @abstractmethod
+    def values(self, view: View) -> np.ndarray:
+        """`[B, width]`, in [low, high]."""
+
+
+class Encoder(Part):
+    """The encoder's vector of the text: unit length, D numbers."""
+
+    low = -1.0
+
+    def width(self, process: Distillation) -> int:
+        """D."""
+        return process.signals.width
+
+    def values(self, view: View) -> np.ndarray:
+        """The vectors `[B,D]`."""
+        return view.batch.vectors
+
+
+class TeacherProbs(Part):
+    """Every teacher's probabilities: K*C numbers."""
+
+    def width(self, process: Distillation) -> int:
+        """K*C."""
+        return process.num_teachers * process.task.num_classes
+
+    def values(self, view: View) -> np.ndarray:
+        """The probabilities `[B,K*C]`."""
+        return view.batch.probs.reshape(len(view.batch.rows), -1)
+
+
+class TeacherLoss(Part):
+    """Every teacher's cross-entropy on the gold label, over `LOSS_CAP`: K numbers."""
+
+    def width(self, process: Distillation) -> int:
+        """K."""
+        return process.num_teachers
+
+    def values(self, view: View) -> np.ndarray:
+        """The scaled losses `[B,K]`."""
+        return view.batch.teacher_losses / LOSS_CAP
+
+
+class StudentProbs(Part):
+    """The student's probabilities now: C numbers."""
+
+    def width(self, process: Distillation) -> int:
+        """C."""
+        return process.task.num_classes
+
+    def values(self, view: View) -> np.ndarray:
+        """The probabilities `[B,C]`."""
+        return view.student["probs"]
+
+
+class StudentLoss(Part):
+    """The student's cross-entropy on the gold label now, over `LOSS_CAP`: one number."""
+
+    def width(self, process: Distillation) -> int:
+        """1."""
+        return 1
+
+    def values(self, view: View) -> np.ndarray:
+        """The scaled losses `[B,1]`."""
+        return view.student["loss"]
+
+
+class Divergence(Part):
+    """KL(teacher k || student), over `LOSS_CAP`: K numbers."""
+
+    def width(self, process: Distillation) -> int:
+        """K."""
+        return process.num_teachers
+
+    def values(self, view: View) -> np.ndarray:
+        """The scaled divergences `[B,K]`."""
+        return view.student["divergence"]
+
+
+class Progress(Part):
+    """Student steps over the budget: one number."""
+
+    def width(self, process: Distillation) -> int:
+        """1."""
+        return 1
+
+    def values(self, view: View) -> np.ndarray:
+        """The same number for every row, `[B,1]`."""
+        student = view.process.student
+        return np.full((len(view.batch.rows), 1), student.steps / student.budget)
+
+
+PARTS: dict[str, type[Part]] = {
+    "encoder": Encoder,
+    "teacher_probs": TeacherProbs,
+    "teacher_loss": TeacherLoss,
+    "student_probs": StudentProbs,
+    "student_loss": StudentLoss,
+    "divergence": Divergence,
+    "progress": Progress,
+}
 
 
 class Observation:
@@ -41,61 +172,27 @@ class Observation:
     """
 
     def __init__(self, settings: ObservationSettings, process: Distillation) -> None:
-        k, c, d = process.num_teachers, process.task.num_classes, process.signals.width
-        widths = {
-            "encoder": d,
-            "teacher_probs": k * c,
-            "teacher_loss": k,
-            "student_probs": c,
-            "student_loss": 1,
-            "divergence": k,
-            "progress": 1,
-        }
         self.process = process
+        self.parts = {name: find(name, PARTS, Part, "observation.parts")() for name in settings.parts}  # type: ignore[type-abstract]
         self.layout: dict[str, slice] = {}
         start = 0
-        for part in settings.parts:
-            self.layout[part] = slice(start, start + widths[part])
-            start += widths[part]
+        for name, part in self.parts.items():
+            self.layout[name] = slice(start, start + part.width(process))
+            start = self.layout[name].stop
         low, high = np.zeros(start, np.float32), np.ones(start, np.float32)
-        if "encoder" in self.layout:
-            low[self.layout["encoder"]] = -1
+        for name, part in self.parts.items():
+            low[self.layout[name]], high[self.layout[name]] = part.low, part.high
         self.space = gym.spaces.Box(low, high, dtype=np.float32)
-        self.looks_at_student = bool(STUDENT_PARTS & set(settings.parts))
 
     def __call__(self) -> np.ndarray:
-        """States of the coming batch, float32 `[B, size]`; a fresh array at every call."""
-        now, student = self.process.current, self.process.student
-        assert now is not None
-        out = np.empty((len(now.rows), self.space.shape[0]), np.float32)
-        for name, place in self.layout.items():
-            if name == "encoder":
-                np.minimum(np.maximum(now.vectors, -1), 1, out=out[:, place])  # half the price of np.clip
-            elif name == "teacher_probs":
-                out[:, place] = now.probs.reshape(len(now.rows), -1)
-            elif name == "teacher_loss":
-                np.minimum(now.teacher_losses / LOSS_CAP, 1, out=out[:, place])
-            elif name == "progress":
-                out[:, place] = min(1.0, student.steps / student.budget)
-        if self.looks_at_student:
-            self._student_parts(out)
+        """States of the coming batch, float32 `[B, size]`; a new array at every call."""
+        batch = self.process.batch
+        assert batch is not None
+        view = View(self.process, batch)
+        out = np.empty((len(batch.rows), self.space.shape[0]), np.float32)
+        for name, part in self.parts.items():
+            # minimum and maximum cost half of np.clip
+            np.minimum(
+                np.maximum(part.values(view), part.low), part.high, out=out[:, self.layout[name]], casting="same_kind"
+            )
         return out
-
-    def _student_parts(self, out: np.ndarray) -> None:
-        """Write the parts that need a forward of the student."""
-        now, logits = self.process.current, self.process.look_ahead()
-        assert now is not None
-        with torch.inference_mode():
-            log_probs = F.log_softmax(logits, -1)
-            loss = -log_probs.gather(1, now.gold[:, None])
-            teachers = torch.from_numpy(now.log_probs).to(log_probs.device)
-            # KL(teacher k || student): what the student would have to learn from each of them
-            divergence = (teachers.exp() * (teachers - log_probs[:, None])).sum(-1)
-            flat = torch.cat((log_probs.exp(), loss / LOSS_CAP, divergence / LOSS_CAP), 1).clamp(0, 1).cpu().numpy()
-        if not np.isfinite(flat).all():  # a student that diverged: the step says so, the state stays in its bounds
-            flat = np.nan_to_num(flat, nan=1.0)
-        c = log_probs.shape[1]
-        parts = {"student_probs": flat[:, :c], "student_loss": flat[:, c : c + 1], "divergence": flat[:, c + 1 :]}
-        for name, values in parts.items():
-            if name in self.layout:
-                out[:, self.layout[name]] = values

@@ -9,7 +9,7 @@ import numpy as np
 from distill.checks import UserError
 
 if TYPE_CHECKING:
-    from envs.teacher_select import Core
+    from envs.core import Core
 
 MODES = ("ansi", "rgb_array")
 WINDOW = 10  # student steps that the shown rates are averaged over

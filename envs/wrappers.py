@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.vector import VectorActionWrapper, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from distill.checks import check
+from distill.checks import UserError
 
 MOST_TEACHERS = 6  # 2^6 = 64 actions; beyond it a discrete space learns nothing in any budget of ours
 

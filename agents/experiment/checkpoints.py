@@ -1,8 +1,8 @@
-"""Checkpoints of a run, so exact that a resumed run ends as an undisturbed one does, to the bit.
+"""Checkpoints of a run. A resumed run ends as an undisturbed one does, to the bit.
 
 A run has stages (joint training, control, ...). Each keeps its last two checkpoints as
-`<run>/checkpoints/<stage>-<steps>-<checksum>.npz`: arrays and JSON, no pickle. A file appears whole or not at all; one
-whose content does not fit the checksum in its name is not used, but the one before.
+`<run>/checkpoints/<stage>-<steps>-<checksum>.npz`: arrays and JSON, no pickle. A file appears whole or not at all.
+Damaged checkpoints are reported, and the previous one is used.
 """
 
 from __future__ import annotations
@@ -13,165 +13,83 @@ import re
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from agents.experiment.interrupts import stop
 from distill import parallel
 from distill.cache import file_sha256
-from distill.checks import UserError, check
+from distill.checks import UserError
 from distill.process import Distillation
-from distill.settings import digest, parse
+from distill.settings import RunSettings, digest
+from distill.state import load_into, pack, state_of, unpack
 
-FORMAT = 1  # raised whenever what a checkpoint holds, or how it is used, changes
+FORMAT = 2  # raised whenever what a checkpoint holds, or how it is used, changes
 KEEP = 2
-PAUSE, SHARE = 5.0, 0.01  # without `checkpoint_every`: seconds between two at least, and their share of a run's time
+PAUSE = 5.0  # seconds between two checkpoints at least, without `checkpoint_every`
+SHARE = 0.01  # of the time that checkpoints may take, without `checkpoint_every`
 FILE = re.compile(r"(\w+)-(\d+)-([0-9a-f]{16})\.npz")
-OWN_SETTINGS = ("resume", "checkpoint_every")  # no result depends on them
-# These may differ when a run goes on: what they lead to is compared instead, or nothing depends on them.
-FREE = (*OWN_SETTINGS, "home", "data_dir", "experiment", "hints", "device", "threads", "amp", "fast")
-
-
-@dataclass
-class CheckpointSettings:
-    """Options of all scripts that train."""
-
-    resume: bool = False
-    checkpoint_every: int | None = None
-
-    def __post_init__(self) -> None:
-        every = self.checkpoint_every
-        if every is not None and every <= 0:
-            raise UserError(f"checkpoint_every={every} must be positive, or null")
-
-
-# --- state as arrays and JSON -----------------------------------------------------------------------------------------
-
-
-class Kept:
-    """Something whose attributes named in `KEPT` (none named: all) are its state."""
-
-    KEPT: ClassVar[tuple[str, ...]] = ()
-
-    def get_state(self) -> dict[str, Any]:
-        """The attributes by name."""
-        return {name: getattr(self, name) for name in self.KEPT or vars(self)}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Set them from `get_state()`."""
-        vars(self).update(put_back(vars(self), state))
-
-
-def put_back(live: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
-    """Give what is `live` and has state its `saved` one, in place; returns it with everything else that was saved."""
-    out = dict(saved)
-    for name, part in live.items():
-        if name not in saved:
-            continue
-        if hasattr(part, "load_state_dict"):
-            part.load_state_dict(saved[name])
-        elif hasattr(part, "set_state"):
-            part.set_state(*saved[name] if isinstance(part, Distillation) else (saved[name],))
-        else:
-            continue
-        out[name] = part
-    return out
-
-
-def pack(tree: Any) -> dict[str, np.ndarray]:
-    """Arrays alone, from nested dicts and lists of arrays, tensors, JSON values and whatever tells its state."""
-    arrays: dict[str, np.ndarray] = {}
-
-    def flat(value: Any) -> Any:
-        if isinstance(value, Tensor | np.ndarray):
-            name = f"array{len(arrays)}"
-            arrays[name] = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-            return {"$": name, "tensor": isinstance(value, Tensor)}
-        for tell in ("state_dict", "get_state", "state"):
-            if hasattr(value, tell):
-                return getattr(value, tell)()
-        raise TypeError(f"{type(value).__name__} cannot go into a checkpoint")
-
-    text = json.dumps(tree, default=flat)
-    return {"tree": np.array(text), **arrays}
-
-
-def unpack(arrays: Any) -> Any:
-    """What `pack` was given, from its arrays; tuples are lists now, and what told its state is that state."""
-
-    def full(value: dict[str, Any]) -> Any:
-        if "$" in value:
-            array = arrays[value["$"]]
-            return torch.from_numpy(array) if value["tensor"] else array
-        return {int(k) if k.isdigit() else k: v for k, v in value.items()}  # JSON has no numbers as keys; optimisers do
-
-    return json.loads(str(arrays["tree"]), object_hook=full)
-
-
-# --- a run's checkpoints ----------------------------------------------------------------------------------------------
 
 
 class Checkpoints:
     """All checkpoints of one run. Without a folder nothing is kept.
 
-    With `resume=true` the run goes on from what the folder holds; without, one that holds an unfinished run is refused.
+    With `resume=true` the run continues from what the folder holds. Without it, a folder with an unfinished run is
+    refused.
 
     Raises:
-        UserError: when the folder's run is another one, naming what differs.
+        UserError: when the folder holds another run; the message names what differs.
     """
 
-    def __init__(self, run: Path | None = None, config: dict[str, Any] | None = None) -> None:
+    def __init__(self, run: Path | None = None, settings: RunSettings | None = None, resume: bool = False) -> None:
         self.run, self.folder = run, None if run is None else run / "checkpoints"
-        given = config or {}
-        self.settings = parse(CheckpointSettings, {k: given[k] for k in OWN_SETTINGS if k in given}, "config")
-        if parallel.world() != 1 and self.settings.resume:
-            raise UserError("resume=true goes on with a run of one process; start it without accelerate launch")
-        plain = json.loads(json.dumps({k: v for k, v in given.items() if k not in FREE}, default=str))
-        self.facts: dict[str, Any] = {"format": FORMAT, "config": plain}
+        self.resume = resume or (settings is not None and settings.resume)
+        self.every = None if settings is None else settings.checkpoint_every
+        if self.resume and parallel.world() > 1:
+            raise UserError("resume=true continues a run of one process; start it without accelerate launch")
+        self.facts: dict[str, Any] = {"format": FORMAT}
+        if settings is not None:
+            self.facts["settings"] = json.loads(json.dumps(settings.identity("run")))
         self._intact: set[Path] = set()
         self.written, self.cost, self.offers = time.perf_counter(), 0.0, 0
-        self.before: dict[str, Any] | None = None  # facts of the run that goes on
-        if self.settings.resume:
+        self.before: dict[str, Any] | None = None  # facts of the run that is continued
+        if self.resume:
             newest = self.newest("")
             if newest is not None:
                 with np.load(newest, allow_pickle=False) as file:
-                    self.before = json.loads(str(file["facts"]))
+                    self.before = json.loads(str(file["run"]))
                 self._compare()
         elif any(stage != "finished" for stage in self._stages()):
             raise UserError(
-                f"{run} holds an unfinished run; add resume=true to go on with it, or delete {self.folder} to start anew"
+                f"{run} holds an unfinished run; add resume=true to continue it, or delete {self.folder} to start again"
             )
 
     def attach(self, process: Distillation) -> None:
-        """Say what the run runs on, once that is known; from here on checkpoints can be taken."""
+        """Add what the run runs on to its identity, once that is known. From here on checkpoints can be written."""
         prepared = process.prepared
         self.facts |= {
             "data": prepared.task.fingerprint,
             "teachers": digest([t.fingerprint for t in prepared.teachers], prepared.encoder.fingerprint),
-            "device": process.device.type,
-            "threads": torch.get_num_threads(),
-            **prepared.engine.told,
+            **process.machine(),
         }
         self._compare()
         if self.before is None:
-            self.remove()  # of an earlier run that is finished
+            self.remove()  # of an earlier run that has finished
         for left in [] if self.folder is None else self.folder.glob(".*.tmp"):
-            left.unlink(missing_ok=True)  # by a run that was killed while it wrote
+            left.unlink(missing_ok=True)  # of a run that was killed while it wrote
 
     def already_finished(self) -> bool:
-        """Whether a resumed run had ended; says so, or that it begins anew."""
-        if not self.settings.resume or self.run is None:
+        """Whether a resumed run had ended. Prints that, or that the run starts from its beginning."""
+        if not self.resume or self.run is None:
             return False
         done = "finished" in self._stages() and (self.run / "results.json").is_file()
         if done:
             print(f"{self.run} is finished already")
         elif self.before is None:
-            tell(f"no checkpoint in {self.folder}: the run begins anew")
+            report(f"no checkpoint in {self.folder}: the run starts from its beginning")
         return done
 
     def stage(self, name: str) -> Stage:
@@ -203,7 +121,7 @@ class Checkpoints:
         return {p.name.partition("-")[0] for p in self._files()}
 
     def newest(self, stage: str) -> Path | None:
-        """The newest checkpoint of a stage (any, of all) that is as it was written; damaged ones are told of and deleted."""
+        """The newest intact checkpoint of a stage, or of all. Damaged ones are reported and deleted."""
         for path in reversed(self._files(stage)):
             try:
                 intact = path in self._intact or file_sha256(path).startswith(path.stem.rpartition("-")[2])
@@ -214,17 +132,17 @@ class Checkpoints:
             if intact:
                 self._intact.add(path)
                 return path
-            tell(f"checkpoint {path} is damaged (its checksum is another one); going on from the one before")
+            report(f"checkpoint {path} is damaged (wrong checksum); the previous one is used")
             path.unlink(missing_ok=True)
         return None
 
-    def write(self, stage: str, steps: int, tree: dict[str, Any]) -> None:
+    def write(self, stage: str, steps: int, tree: Mapping[str, Any]) -> None:
         """Write one checkpoint, then delete the oldest of its stage; `UserError` when there is no room."""
         if self.folder is None:
             return
         started = time.perf_counter()
         temporary = self.folder / f".{stage}.{os.getpid()}.tmp"
-        content: dict[str, Any] = {"facts": np.array(json.dumps(self.facts)), **pack(tree)}
+        content: dict[str, Any] = {"run": np.array(json.dumps(self.facts)), **pack(tree)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
@@ -237,7 +155,8 @@ class Checkpoints:
             return
         except OSError as error:
             raise UserError(
-                f"checkpoint in {self.folder} cannot be written ({error.strerror}); make room and go on with resume=true"
+                f"checkpoint in {self.folder} cannot be written ({error.strerror}); "
+                "make room and continue with resume=true"
             ) from None
         finally:
             temporary.unlink(missing_ok=True)
@@ -250,8 +169,8 @@ class Checkpoints:
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
         self.offers += 1
-        if self.settings.checkpoint_every:
-            return self.offers % self.settings.checkpoint_every == 0
+        if self.every:
+            return self.offers % self.every == 0
         return time.perf_counter() - self.written >= max(PAUSE, self.cost / SHARE)
 
     def _compare(self) -> None:
@@ -261,44 +180,49 @@ class Checkpoints:
             if key not in there or there[key] == here:
                 continue
             what = f"{key}={there[key]} there, {key}={here} here"
-            if key == "config":
-                where, a, b = difference(there[key], here)
-                what = f"config={digest(there[key])} there, config={digest(here)} here: {where} was {a!r:.99} and is {b!r:.99}"
+            if key == "settings":
+                name = next(k for k in (*there[key], *here) if there[key].get(k) != here.get(k))
+                a, b = (side.get(name) for side in (there[key], here))
+                what = (
+                    f"{name} was {a!r:.99} and is {b!r:.99} (settings {digest(there[key])} there, {digest(here)} here)"
+                )
             raise UserError(
-                f"checkpoints in {self.folder} are of another run: {what}; give what it was begun with, or start anew in another folder"
+                f"checkpoints in {self.folder} are of another run: {what}; "
+                "give the settings it was started with, or start again in another folder"
             )
 
 
 class Stage:
-    """One part of a run. `restore` before its loop, `offer` before every step, `finish` behind it.
+    """One part of a run: `restore` before its loop, `offer` before every step, `finish` behind it.
 
     Attributes:
-        finished: whether it had ended before; `restore` gives what it ended with.
-        steps: where it goes on; 0: at its beginning.
-        purge_step: for `SummaryWriter`: events from here on are of the try before. None: there was none.
+        finished: whether it had ended before; `restore` then gives what it ended with.
+        steps: where it continues; 0: at its beginning.
+        purge_step: for `SummaryWriter`: events from this step on are of the earlier attempt. None: there was none.
     """
 
     def __init__(self, run: Checkpoints | None = None, name: str = "") -> None:
         self.run, self.name = run or Checkpoints(), name
-        self.finished, self.steps, self._saved = False, 0, None
-        self.purge_step = 0 if self.run.settings.resume else None
-        path = self.run.newest(name) if self.run.settings.resume else None
+        self.finished, self.steps = False, 0
+        self._saved: dict[str, Any] | None = None
+        self.purge_step = 0 if self.run.resume else None
+        path = self.run.newest(name) if self.run.resume else None
         if path is None:
             return
         with np.load(path, allow_pickle=False) as file:
-            self._saved = unpack(file)
+            self._saved = unpack({k: file[k] for k in file.files if k != "run"})
         self.finished, self.steps = self._saved["finished"], int(path.name.split("-")[1])
         self.purge_step = self.steps + 1
         if not self.finished:
-            tell(f"{name} goes on at step {self.steps}")
+            report(f"{name} continues at step {self.steps}")
 
     def restore(self, **live: Any) -> dict[str, Any]:
-        """Put everything `live` that has state back to where it was; returns that and whatever else was kept, {} for nothing."""
+        """Restore the state of everything `live`. Returns that and whatever else was saved; {} if nothing was."""
         saved, self._saved = self._saved, None
-        return {} if saved is None else put_back(live, saved["parts"])
+        return {} if saved is None else load_into(live, saved["parts"])
 
     def offer(self, steps: int, **parts: Any) -> None:
-        """Take a checkpoint if it is time for one, or if the run was told to stop: then it ends here (`Interrupted`)."""
+        """Write a checkpoint if it is time for one. If the process was told to stop, write one and raise `Interrupted`."""
         if self.run.folder is None:
             return
         stop.waits = True
@@ -314,20 +238,9 @@ class Stage:
         stop.check()
 
     def _write(self, steps: int, finished: bool, parts: dict[str, Any]) -> None:
-        self.run.write(self.name, steps, {"finished": finished, "parts": parts})
+        self.run.write(self.name, steps, {"finished": finished, "parts": state_of(parts)})
 
 
-def difference(there: Any, here: Any, where: str = "") -> tuple[str, Any, Any]:
-    """The first place where two configurations differ, and what stands there in each."""
-    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        there, here = dict(enumerate(there)), dict(enumerate(here))
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in (*there, *here):
-            if there.get(key) != here.get(key):
-                return difference(there.get(key), here.get(key), f"{where}.{key}" if where else key)
-    return where, there, here
-
-
-def tell(message: str) -> None:
-    """One line for whoever watches."""
+def report(message: str) -> None:
+    """Print one line on stderr."""
     print(message, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run is left between two steps, with a checkpoint, rather than in the middle of one."""
+"""SIGTERM and Ctrl-C: a run stops between two steps, with a checkpoint, and not in the middle of one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class Interrupted(BaseException):
-    """The process was told to stop by the signal `number`. Nobody but the launcher should catch it."""
+    """The process was told to stop by the signal `number`. Only the launcher should catch it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -22,15 +22,16 @@ class Stop:
     """Whether the process was told to stop.
 
     Attributes:
-        number: of the signal that told it; 0: none.
-        waits: whether somebody will call `check` soon, having put the work away; else a signal ends it where it is.
+        number: of the signal that was received; 0: none.
+        waits: whether the running code will call `check` soon, after it has written a checkpoint. If not, a signal
+            raises `Interrupted` at once.
     """
 
     def __init__(self) -> None:
         self.number, self.waits = 0, False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The handler. Ctrl-C for the second time leaves at once."""
+        """The signal handler. A second Ctrl-C ends the process at once."""
         if self.number:
             if number == signal.SIGINT:
                 os._exit(128 + number)
@@ -46,7 +47,7 @@ class Stop:
 
     @contextmanager
     def obeyed(self) -> Iterator[None]:
-        """Within it SIGTERM and Ctrl-C raise `Interrupted`; where somebody else (a cluster's launcher) listens, they keep theirs."""
+        """Within it SIGTERM and Ctrl-C raise `Interrupted`. Handlers that somebody else has set (a cluster's) are kept."""
         replaced = {}
         if threading.current_thread() is threading.main_thread():
             for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):

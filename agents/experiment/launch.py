@@ -1,8 +1,11 @@
-"""Running a script as a Hydra application: one line for a user's mistake, one line that says how to go on after a stop."""
+"""Running a script as a Hydra application.
+
+A user's mistake ends with one line on stderr and exit code 2, and leaves nothing behind. Ctrl-C and SIGTERM end with one
+line that says how to continue, and exit code 130 or 143. Bugs keep their traceback.
+"""
 
 from __future__ import annotations
 
-import atexit
 import io
 import os
 import re
@@ -10,98 +13,103 @@ import shlex
 import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stdout
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hydra import main
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from agents.interrupts import Interrupted, stop
-from configs import _check_whole, _compose, _resolved
+import configs
+from agents.experiment.help import help_text
+from agents.experiment.interrupts import Interrupted, stop
 from distill import parallel
 from distill.cache import writing
-from distill.checks import UserError, check, plain_name
+from distill.checks import UserError, plain_name
+
+REMEDY = "set hydra.run.dir to a writable folder"
 
 
-def launch(run: Callable[[Any], None], *defaults: str, config: str = "config") -> None:
-    """Run `run(config)` as a Hydra application; `defaults` (`group=option`) hold unless the command line names the group.
-
-    A user's mistake ends with one line on stderr and exit code 2; nothing is left behind. SIGTERM and Ctrl-C end with one
-    that says how to go on, and exit code 143 or 130. Bugs keep their traceback.
-    """
-    words = [*sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])], *sys.argv[1:]]
-    given = [a.partition("=")[0] for a in sys.argv[1:]]
-    sys.argv[1:1] = [d for d in defaults if d.partition("=")[0] not in given]
-    if not parallel.is_first():  # it takes part in the work, and leaves nothing behind
-        aside = ExitStack()
-        atexit.register(aside.close)
-        sys.argv.append(f"hydra.run.dir={aside.enter_context(tempfile.TemporaryDirectory())}")
-        aside.enter_context(redirect_stdout(io.StringIO()))
-    arguments = sys.argv[1:]
-    made: list[Path] = []  # folders of the run that did not exist before it
-    found: list[Path] = []  # its own, where it did
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+def launch(run: Callable[[dict[str, Any]], None], config: str = "config") -> None:
+    """Run `run(configuration)` with the command line's settings over those of `configs/<config>.yaml`."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's errors arrive here instead of being printed there
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-    def guarded(cfg: DictConfig) -> None:
-        folder = Path(HydraConfig.get().runtime.output_dir)
+    arguments = sys.argv[1:]
+    if "--help" in arguments or "-h" in arguments:
+        print(help_text(config, Path(sys.argv[0]).name))
+        return
+    OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
+    with ExitStack() as stack:
+        if not parallel.is_first():  # it takes part in the work; the first process does the talking
+            stack.enter_context(redirect_stdout(io.StringIO()))
         try:
-            with stop.obeyed(), writing(folder, "set hydra.run.dir to a writable folder"), _errors_of_threads():
-                _check_resume(cfg)
-                run(_resolved(cfg))
+            configs.check_overrides(arguments)
+            main(version_base="1.3", config_path="pkg://configs", config_name=config)(lambda cfg: _job(run, cfg))()
         except UserError as error:
-            _remove_empty([] if folder in found else [folder, *made])
             _fail(error)
-        except Interrupted as told:
-            name = signal.Signals(told.number).name
-            print(f"stopped by {name}; to go on: {_go_on(words)}", file=sys.stderr)
-            raise SystemExit(128 + told.number) from None
+        except (HydraException, OmegaConfBaseException) as error:
+            _fail(UserError(configs.one_line(error)))
+        except OSError as error:  # Hydra makes the run's folder
+            place = Path(str(error.filename or ""))
+            if not error.filename or not _is_parent(place, arguments):
+                raise
+            _fail(UserError(f"hydra.run.dir={place} cannot be written ({error.strerror}); name another folder"))
 
-    setup_globals()  # Hydra's resolvers, such as ${now:}
+
+def _job(run: Callable[[dict[str, Any]], None], cfg: DictConfig) -> None:
+    """One job: the script itself, or one of a sweep."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        _check_whole(arguments)
+        with stop.obeyed(), writing(folder, REMEDY):
+            _check_resume(cfg)
+            run(configs.resolved(cfg))
     except UserError as error:
+        _remove_empty(folder)
         _fail(error)
-    if not any(a.startswith("-") for a in arguments):  # flags are Hydra's own: help, sweeps, printing the config
-        try:
-            whole = _compose(arguments, config, with_hydra=True)
-            for group in ("task", "agent"):  # the run's folder is named after them
-                plain_name(str(whole[group].get("name", "")), f"{group}.name")
-            folder = Path(whole.hydra.run.dir).absolute()
-            _check_output(folder)
-            made += [place for place in folder.parents if not place.exists()]
-            found += [folder] if folder.exists() else []
-        except UserError as error:
-            _fail(error)
-    main(version_base="1.3", config_path="pkg://configs", config_name=config)(guarded)()
-
-
-@contextmanager
-def _errors_of_threads() -> Iterator[None]:
-    """What the system refused to a thread (TensorBoard writes in one) is raised here at the end instead of printed there."""
-    refused: list[OSError] = []
-    before = threading.excepthook
-
-    def keep(args: threading.ExceptHookArgs) -> None:
-        if isinstance(args.exc_value, OSError):
-            refused.append(args.exc_value)
-        else:
-            before(args)
-
-    threading.excepthook = keep
-    try:
-        yield
-        if refused:
-            raise refused[0]
+    except Interrupted as told:
+        name = signal.Signals(told.number).name
+        print(f"stopped by {name}; to continue: {_resume_line()}", file=sys.stderr)
+        raise SystemExit(128 + told.number) from None
     finally:
-        threading.excepthook = before
+        if not parallel.is_first():
+            _remove_empty(folder)
+
+
+@lru_cache(maxsize=1)
+def _other_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where processes other than the first leave what nobody reads; it is removed when the process ends."""
+    return tempfile.TemporaryDirectory()
+
+
+def run_folder() -> Path:
+    """This run's folder, from Hydra."""
+    return Path(HydraConfig.get().runtime.output_dir if parallel.is_first() else _other_folder().name)
+
+
+def reproduce_line(script: str, left_out: Sequence[str]) -> str:
+    """The command that gives this run again: the script and the overrides it was called with, but for some keys."""
+    overrides = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in left_out]
+    return " ".join(["python", script, *(f"'{o}'" if any(c in o for c in " []{}") else o for o in overrides)])
+
+
+def _folder_name(value: Any) -> str:
+    """A resolver for `configs/config.yaml`: the value, if it can name a folder; Hydra calls it before it makes one."""
+    plain_name(str(value), "task.name or agent.name")
+    return str(value)
+
+
+def _is_parent(place: Path, arguments: Sequence[str]) -> bool:
+    """Whether a path lies on the way to a folder that Hydra makes for the run."""
+    given = [a.partition("=")[2].strip("'\"") for a in arguments if re.match(r"hydra\.(run|sweep)\.dir=", a)]
+    folder = Path(given[-1] if given else "outputs").absolute()
+    return folder.is_relative_to(place.absolute()) or place.absolute().is_relative_to(folder)
 
 
 def _place() -> tuple[str, Any]:
@@ -111,15 +119,16 @@ def _place() -> tuple[str, Any]:
 
 
 def _check_resume(config: DictConfig) -> None:
-    """Raise `UserError` when a run is to go on and nobody said which."""
+    """Raise `UserError` when a run is to be continued and nothing says which."""
     kind, place = _place()
     unnamed = "${now:" in OmegaConf.to_container(place)["dir"]  # type: ignore[call-overload,index,operator]
     if config.get("resume") and unnamed:
-        raise UserError(f"resume=true needs the folder of the run that is to go on: add hydra.{kind}.dir=FOLDER")
+        raise UserError(f"resume=true needs the folder of the run to continue: add hydra.{kind}.dir=FOLDER")
 
 
-def _go_on(words: Sequence[str]) -> str:
-    """The command `words`, as it was typed, made into the one that goes on with this run."""
+def _resume_line() -> str:
+    """The command as it was typed, changed into the one that continues this run."""
+    words = [*sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])], *sys.argv[1:]]
     kind, place = _place()
     folder = Path(place.dir).absolute()
     text = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
@@ -135,20 +144,12 @@ def _fail(error: UserError) -> None:
     raise SystemExit(2)
 
 
-def _check_output(folder: Path) -> None:
-    """Raise `UserError` unless the run's folder can be made, leaving nothing."""
-    place = next(p for p in (folder, *folder.parents) if p.exists())
+def _remove_empty(folder: Path) -> None:
+    """Remove the run's folder, and those above it, as far as they are empty; the current folder stays."""
     try:
-        with tempfile.TemporaryDirectory(dir=place):
-            pass
-    except OSError as error:
-        raise UserError(f"hydra.run.dir={folder} cannot be written ({error.strerror}); name another folder") from None
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders, innermost first, as far as they are empty."""
-    for place in folders:
-        try:
+        for place in (folder, *folder.parents):
+            if place == Path.cwd():
+                return
             place.rmdir()
-        except OSError:
-            return
+    except OSError:
+        return

@@ -1,4 +1,4 @@
-"""What every runnable script needs: runs of a fixed rule from the warm start, the floor, results.json and the table."""
+"""What every runnable script needs: running a fixed rule from the warm start, results.json and the table at the end."""
 
 from __future__ import annotations
 
@@ -6,33 +6,68 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-from agents.experiment.checkpoints import OWN_SETTINGS, Checkpoints, Kept, Stage
-from agents.rules import Rule, known_best, make_rule
+from agents.experiment.checkpoints import Checkpoints, Stage
+from agents.experiment.launch import reproduce_line, run_folder
 from distill.cache import whole_folder, write_json, write_whole
-from distill.checks import UserError
 from distill.losses import label_loss
-from distill.process import Distillation
-from distill.settings import digest
-from envs.teacher_select import Core
+from distill.process import Distillation, TrainingBatch
+from distill.settings import RunSettings, keys_changing
+from distill.state import Stateful
+from envs.core import Core
+
+SCHEMA = 1  # of results.json
+
+
+class Rule(Protocol):
+    """What chooses teachers: `agents.rules.Rule` and its subclasses."""
+
+    needs_states: bool
+    remembers: bool
+
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
+        """Actions `[B,K]` for states `[B,S]`."""
+        ...
+
+
+def start(config: Mapping[str, Any]) -> RunSettings:
+    """Parse a script's configuration, once, and give torch the number of threads that it asks for."""
+    settings = RunSettings.from_config(config)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    return settings
+
+
+def event_writer(folder: Path, purge_step: int | None = None) -> SummaryWriter:
+    """A TensorBoard writer in `folder/tensorboard`.
+
+    Raises:
+        OSError: where the folder cannot be written. TensorBoard's own thread would only print its traceback.
+    """
+    place = folder / "tensorboard"
+    place.mkdir(parents=True, exist_ok=True)
+    write_whole(place / "probe", bytes(4096))
+    (place / "probe").unlink()
+    return SummaryWriter(str(place), purge_step=purge_step)
 
 
 @dataclass
 class Run:
-    """A student trained from the warm start under a fixed rule, at its best point on dev."""
+    """A student trained from the warm start under a fixed rule: the checkpoint with the best dev score."""
 
     dev: dict[str, float]
     tests: dict[str, dict[str, float]]
@@ -40,18 +75,18 @@ class Run:
     selected: Selected
     weights: list[Tensor]
     seconds: float = 0.0
-    curve: list[dict[str, Any]] = field(default_factory=list)  # step and dev metrics at every look
+    curve: list[dict[str, Any]] = field(default_factory=list)  # step and dev metrics of every evaluation
 
 
-class Selected(Kept):
-    """What was chosen: in all, over time, and last for every training instance.
+class Selected(Stateful):
+    """What was chosen: overall, over time, and the latest choice for every training instance.
 
     Attributes:
-        last: `[N,K]`, the latest actions of every training instance; -1 where it was never met.
+        last: `[N,K]`, the latest actions of every training instance; -1 where it was never seen.
     """
 
     BINS = 24  # of the curve over time
-    KEPT = ("count", "empty", "on", "done", "bins", "filled", "last")
+    STATE = ("count", "empty", "on", "done", "bins", "filled", "last")
 
     def __init__(self, process: Distillation) -> None:
         teachers, instances = process.num_teachers, len(process.labels)
@@ -80,7 +115,7 @@ class Selected(Kept):
         return {"rate": [float(x) for x in self.on / n], "mean_size": float(self.on.sum() / n), "empty": self.empty / n}
 
     def curve(self) -> list[dict[str, Any]]:
-        """The rates `[K]` over time, one entry for every part of the run that was met."""
+        """The rates `[K]` over time, one entry for every part of the run that was reached."""
         edges = [self.steps * (i + 1) // self.BINS for i in range(self.BINS)]
         return [
             {"step": int(edge), "rate": [float(x) for x in on / n]}
@@ -89,10 +124,10 @@ class Selected(Kept):
         ]
 
 
-class Best(Kept):
-    """The student at its best dev value so far; of equals the later one, which has seen more."""
+class Best(Stateful):
+    """The student with the best dev score so far. Of equal ones the later, which has seen more data."""
 
-    KEPT = ("value", "step", "dev", "weights", "curve")
+    STATE = ("value", "step", "dev", "weights", "curve")
 
     def __init__(self, process: Distillation) -> None:
         self.process, self.metric = process, process.task.metric
@@ -100,7 +135,7 @@ class Best(Kept):
         self.curve: list[dict[str, Any]] = []
         self.every = max(1, process.budget // process.settings.budget.evals)
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Evaluate on dev if this step is due; keep the student if it is the best."""
         steps = self.process.student.steps
         if steps % self.every and not self.process.done:
@@ -113,9 +148,10 @@ class Best(Kept):
 
 
 def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None = None) -> Run:
-    """Train a student from the warm start for the whole budget under `choose`; keep its best point on dev, test that once.
+    """Train a student from the warm start under `choose` for the whole budget.
 
-    A `stage` that had ended gives its run again; one that was under way goes on, unless the rule `remembers`.
+    Keep the checkpoint with the best dev score; evaluate it once on test. A stage that had finished returns its run
+    again. An unfinished one continues, unless the rule `remembers`.
     """
     process, stage = core.process, stage or Stage()
     best, selected = Best(process), Selected(process)
@@ -129,11 +165,11 @@ def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None =
             if not choose.remembers:
                 spent = time.perf_counter() - started
                 stage.offer(process.student.steps, process=process, best=best, selected=selected, spent=spent)
-            assert process.current is not None
-            actions = choose(core.observe() if choose.needs_states else nothing, process.current)
-            selected.add(process.current.rows, actions)
+            assert process.batch is not None
+            actions = choose(core.observe() if choose.needs_states else nothing, process.batch)
+            selected.add(process.batch.rows, actions)
             process.step(actions)
-            best.look()
+            best.update()
             bar.update()
     seconds = time.perf_counter() - started
     process.student.restore(best.weights)
@@ -144,7 +180,7 @@ def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None =
 
 
 def floor_examples_per_s(process: Distillation, seed: int, steps: int = 100) -> float:
-    """Speed of the bare student loop: labels only, the batches of this run, no teachers, no agent."""
+    """Examples per second of the student's training loop alone: labels only, the batches of this run, no teachers, no agent."""
     process.begin(seed)
     stream, tokens = process.stream, process.tokens("train")
     count, started = 0, time.perf_counter()
@@ -158,39 +194,17 @@ def floor_examples_per_s(process: Distillation, seed: int, steps: int = 100) -> 
     return count / (time.perf_counter() - started)
 
 
-def run_folder() -> Path:
-    """This run's folder, from Hydra."""
-    return Path(HydraConfig.get().runtime.output_dir)
-
-
-def reproduce_line(script: str) -> str:
-    """The command that gives this run again: the script and the overrides it was called with."""
-    left_out = ("data_dir", "home", *OWN_SETTINGS)
-    overrides = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in left_out]
-    return " ".join(["python", script, *(f"'{o}'" if any(c in o for c in " []{}") else o for o in overrides)])
-
-
-def machine(process: Distillation) -> dict[str, Any]:
-    """Where a result was computed, as far as its digits depend on it."""
-    return {
-        "device": str(process.device),
-        "threads": torch.get_num_threads(),
-        **process.prepared.engine.told,
-    }
-
-
-def base_results(config: dict[str, Any], process: Distillation, teachers: list[dict[str, Any]]) -> dict[str, Any]:
+def base_results(settings: RunSettings, process: Distillation, teachers: list[dict[str, Any]]) -> dict[str, Any]:
     """The part of results.json that does not depend on the agent."""
     task, tests = process.task, process.task.tests
     packages = ("torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
-    hashed = {k: v for k, v in config.items() if k not in ("seed", "home", "data_dir", *OWN_SETTINGS)}
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "task": task.name,
-        "agent": config["agent"]["name"],
-        "seed": config["seed"],
-        "config_hash": digest(hashed),
-        **machine(process),
+        "agent": settings.agent.name,
+        "seed": settings.seed,
+        "config_hash": settings.fingerprint("run"),
+        **process.machine(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "data": {
             **{r: len(s) for r, s in task.splits.items()},
@@ -208,17 +222,12 @@ def scores_of(run: Run) -> dict[str, Any]:
     return {"dev": run.dev, **run.tests, "best_step": run.best_step}
 
 
-def write_run(folder: Path, config: dict[str, Any], results: dict[str, Any]) -> None:
+def write_run(folder: Path, settings: RunSettings, results: dict[str, Any]) -> None:
     """Write results.json and the resolved configuration."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shown = {k: v for k, v in config.items() if k not in ("experiment", "resume")}
-        write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)).encode())
-        write_json(folder / "results.json", results)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}); set hydra.run.dir to a writable folder"
-        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = {k: v for k, v in settings.to_config().items() if k != "resume"}
+    write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)).encode())
+    write_json(folder / "results.json", results)
 
 
 @dataclass
@@ -233,21 +242,29 @@ class Learnt:
 
 
 def conclude(
-    core: Core, config: dict[str, Any], learnt: Learnt, script: str, with_oracle: bool, checkpoints: Checkpoints
+    core: Core,
+    settings: RunSettings,
+    learnt: Learnt,
+    references: Mapping[str, Rule],
+    script: str,
+    checkpoints: Checkpoints,
 ) -> dict[str, Any]:
-    """What every learnt policy is judged by, and everything a run leaves behind but the policy itself.
+    """Judge a learnt policy, and write everything a run leaves behind but the policy itself.
 
-    From the same warm start, on the same batches, for the same number of steps: the control, the student under the
-    fixed rule and, where the task knows it, the oracle. Only here is test data read. Then results.json, the student
-    and the table; returns the results.
+    The reference rules and the fixed policy each train a student: from the same warm start, on the same batches, for the
+    same number of steps. Test data is read only here. Then results.json, the student and the table are written.
+
+    Args:
+        references: rules by name: `control`, and `oracle` where the task knows it.
+        script: as it is named in the `reproduce` line.
+
+    Returns:
+        The content of results.json.
     """
-    process, seed, folder = core.process, config["seed"], run_folder()
-    rules = {"control": make_rule("control", core, seed), "student": learnt.rule}
-    best_known = known_best(process) if with_oracle else None
-    if best_known is not None:
-        rules["oracle"] = best_known
+    process, seed, folder = core.process, settings.seed, run_folder()
+    rules = {"control": references["control"], "student": learnt.rule, **references}
     done = {name: follow(core, choose, seed, name, checkpoints.stage(name)) for name, choose in rules.items()}
-    results = base_results(config, process, process.prepared.teacher_scores())
+    results = base_results(settings, process, process.prepared.teacher_scores())
     process.student.restore(process.warm)
     results["warm_start"] = {role: process.evaluate(role) for role in ("dev", *process.task.tests)}
     if learnt.joint is not None:
@@ -267,11 +284,11 @@ def conclude(
         "examples_per_s": steps * core.batch_size / learnt.seconds,
         "floor_examples_per_s": floor_examples_per_s(process, seed),
     }
-    results["reproduce"] = reproduce_line(script)
+    results["reproduce"] = reproduce_line(script, keys_changing("nothing"))
     process.student.restore(student.weights)
     with whole_folder(folder / "student") as place:
         process.student.save(place)
-    write_run(folder, config, results)
+    write_run(folder, settings, results)
     checkpoints.finish()
     print_table(results, process, ("joint", "oracle"))
     print(f"written to {folder}")
@@ -309,9 +326,9 @@ def print_table(results: dict[str, Any], process: Distillation, extra: tuple[str
     for test in tests:
         difference = results["student"][test][metric] - results["control"][test][metric]
         console.print(
-            f"{results['agent']} - control, {test} {metric}: {difference:+.4f} (one seed; the interval over seeds is what counts)"
+            f"{results['agent']} - control, {test} {metric}: {difference:+.4f} (one seed: judge by the interval over several seeds)"
         )
     cost = results["cost"]
     console.print(
-        f"{cost['examples_per_s']:.0f} examples/s in joint training, {cost['floor_examples_per_s']:.0f} in the bare student loop"
+        f"{cost['examples_per_s']:.0f} examples/s in joint training, {cost['floor_examples_per_s']:.0f} in the student's training loop alone"
     )

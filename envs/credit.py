@@ -1,0 +1,257 @@
+"""Credit: how the reward of a step is shared out among the rows and the teachers of its batch.
+
+One class an estimator, found by name in `CREDITS` or by import path. `shared` pays every row the same. `influence` and
+`counterfactual` are first-order: with v the gradient of the reward loss, scaled as the optimiser scales it, one derivative
+of the batch's logits along v gives the share of every row. The loss is linear in the soft target, so the same derivative
+gives the share of every counterfactual subset too.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.process import TrainingBatch
+from distill.settings import CreditSettings, LossSettings, RunSettings
+from distill.state import Array, Optional, is_count, is_generator
+from distill.student import Direction, StepResult
+from envs.registry import find
+from envs.rewards import Reward, require_first_order
+
+
+@dataclass
+class Shares:
+    """First-order shares of the gain.
+
+    Attributes:
+        rows: `[B]`, of every row with the subset it was given.
+        advantage: `[B,K]`, share with teacher k on minus share with it off, the other bits as they are.
+    """
+
+    rows: Tensor
+    advantage: Tensor
+
+
+def influence_shares(
+    logits: Tensor, slope: Tensor, labels: Tensor, actions: Tensor, soft: Tensor, loss: LossSettings
+) -> Shares:
+    """Shares of a unit step: `<d loss_i / d logits, d logits_i / d v>`, for the subset given and for every bit flipped.
+
+    The loss is linear in the soft target, so all counterfactual subsets follow from the K products `<soft_k, slope>`.
+
+    Args:
+        logits: student before the step, `[B,C]`.
+        slope: derivative of the logits along v = grad L_reward, `[B,C]`.
+        labels: `[B]`. actions: subsets or weights `[B,K]`. soft: teacher distributions at the temperature `[B,K,C]`.
+    """
+    alpha, temperature = loss.alpha, loss.temperature
+    scale = (1 - alpha) * temperature
+    hard = (F.softmax(logits, -1) * slope).sum(-1) - slope.gather(1, labels[:, None])[:, 0]
+    own = alpha * hard + scale * (F.softmax(logits / temperature, -1) * slope).sum(-1)
+    u = (soft * slope[:, None]).sum(-1)  # [B,K]
+    total, mass = (actions * u).sum(-1, keepdim=True), actions.sum(-1, keepdim=True)
+
+    def share(numerator: Tensor, denominator: Tensor) -> Tensor:
+        taught = own[:, None] - scale * numerator / denominator.clamp_min(1e-12)
+        return torch.where(denominator > 1e-6, taught, hard[:, None])
+
+    weight = torch.where(actions > 0, actions, 1.0)
+    rest, rest_mass = total - actions * u, mass - actions
+    on = share(rest + weight * u, rest_mass + weight)
+    return Shares(rows=share(total, mass)[:, 0], advantage=on - share(rest, rest_mass))
+
+
+class Credit(ABC):
+    """The credit estimator of one environment: around every student step `before`, then `after`.
+
+    A subclass overrides `after`, and `before` if it must look at the student before it moves.
+    """
+
+    def __init__(self, settings: CreditSettings, reward: Reward) -> None:
+        self.settings, self.reward, self.process = settings, reward, reward.process
+
+    def begin(self, seed: int) -> None:  # noqa: B027  most estimators have nothing to do here
+        """Start an episode."""
+
+    def before(self, batch: TrainingBatch) -> None:  # noqa: B027
+        """Called before the student moves."""
+
+    @abstractmethod
+    def after(
+        self, batch: TrainingBatch, actions: np.ndarray, result: StepResult, reward: float
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """What each row is paid, float64 `[B]`, and arrays for the info: `row_credit` `[B]`, `teacher_advantage` `[B,K]`."""
+
+    def fork(self, reward: Reward) -> Credit:
+        """The same estimator over a fork of the reward and its process."""
+        other = copy.copy(self)
+        other.reward, other.process = reward, reward.process
+        return other
+
+    def state_dict(self) -> dict[str, Any]:
+        """What coming credit depends on beside the student and the reward."""
+        return {}
+
+    def state_template(self) -> dict[str, Any]:
+        """The form of `state_dict()`, for `distill.state.check_state`."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Continue from `state_dict()`."""
+
+
+class Shared(Credit):
+    """Every row is paid the reward of the step."""
+
+    def after(
+        self, batch: TrainingBatch, actions: np.ndarray, result: StepResult, reward: float
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The reward for every row."""
+        return np.full(len(batch.rows), reward), {}
+
+
+class Influence(Credit):
+    """Row i is paid `gain + B * (c_i - mean c)`, with `c_i` its first-order share of the gain: `row_credit` in the info.
+
+    The batch mean is still the measured gain. Shares are in units of V for SGD. AdamW's momentum spreads the effect of a
+    step over later ones, so there they are of the gain's order, not of its size.
+    """
+
+    def __init__(self, settings: CreditSettings, reward: Reward) -> None:
+        super().__init__(settings, reward)
+        require_first_order(reward, settings.name)
+        self.steps = 0
+        self.rng = np.random.default_rng(0)
+        self.direction: Direction | None = None
+        self._probe: Callable[[Tensor], Tensor] | None = None
+
+    def begin(self, seed: int) -> None:
+        """Start an episode: reward instances are drawn anew by `seed`."""
+        self.rng = np.random.default_rng((seed, 1))
+        self.steps, self.direction = 0, None
+
+    def before(self, batch: TrainingBatch) -> None:
+        """Find where the batch's logits move along v, the gradient of the reward loss."""
+        student = self.process.student
+        # AdamW has no scale before its first step. That direction is zero and must not serve the steps after it.
+        if self.direction is None or self.steps % self.settings.every == 0 or self.steps == 1:
+            self.direction = student.precondition(self._gradient())
+        self._probe = student.probe(batch.inputs, self.direction)
+
+    def _gradient(self) -> Direction:
+        """Gradient of the reward loss on reward instances that are drawn anew."""
+        rows = self.reward.rows
+        drawn = np.sort(self.rng.choice(rows, min(self.settings.size, len(rows)), replace=False))
+        return self.process.student.gradient(self.process.tokens("reward").batch(drawn), self.reward.gold(drawn))
+
+    def slope(self, logits: Tensor) -> Tensor:
+        """Derivative `[B,C]` along v of the batch that `before` saw; `logits`: those of the step, before it."""
+        assert self._probe is not None
+        slope = self._probe(logits)
+        # What all rows have in common (class prior, confidence) says nothing about which row was taught well.
+        return slope - slope.mean(0) if self.settings.center else slope
+
+    def _shares(self, batch: TrainingBatch, actions: np.ndarray, result: StepResult) -> tuple[np.ndarray, np.ndarray]:
+        """Shares `[B]` and advantages `[B,K]`: unit shares times lr/B and the factor by which the gradient was clipped."""
+        self.steps += 1
+        chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(result.logits.device)
+        slope = self.slope(result.logits)
+        loss = self.process.settings.loss
+        shares = influence_shares(result.logits, slope, batch.gold, chosen, batch.soft, loss)
+        scale = torch.tensor(result.lr / len(batch.rows), device=result.logits.device)
+        if result.clip is not None:
+            scale = scale * result.clip
+        both = torch.cat((shares.rows[:, None], shares.advantage), 1) * scale
+        flat = both.cpu().numpy().astype(np.float64)  # one transfer for both
+        return flat[:, 0], flat[:, 1:].astype(np.float32)
+
+    def after(
+        self, batch: TrainingBatch, actions: np.ndarray, result: StepResult, reward: float
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Rewards by row, and `row_credit`."""
+        shares, _ = self._shares(batch, actions, result)
+        return self._paid(reward, shares), {"row_credit": shares}
+
+    def _paid(self, reward: float, shares: np.ndarray) -> np.ndarray:
+        """`reward + B * (c - mean c)`, float64 `[B]`."""
+        size = len(shares)
+        return np.full(size, reward) + size * (shares - shares.mean())
+
+    def subset_credit(self, subsets: np.ndarray) -> np.ndarray:
+        """First-order shares `[B,S]` of a unit step on the coming batch, had each subset of `[S,K]` been given to all rows.
+
+        For rules that compare subsets outside an episode of the environment. Every call counts as a step.
+        """
+        now = self.process.batch
+        assert now is not None
+        self.before(now)
+        with torch.no_grad():
+            logits = self.process.student.forward(now.inputs)
+        slope = self.slope(logits)
+        chosen = torch.from_numpy(subsets.astype(np.float32)).to(logits.device)
+        loss, (b, k) = self.process.settings.loss, now.shape
+        columns = [influence_shares(logits, slope, now.gold, row.expand(b, k), now.soft, loss).rows for row in chosen]
+        self.steps += 1
+        return torch.stack(columns, 1).cpu().numpy()
+
+    def fork(self, reward: Reward) -> Credit:
+        """The same estimator over a fork, with a generator of its own."""
+        other = copy.copy(self)
+        other.reward, other.process, other.rng = reward, reward.process, np.random.default_rng(0)
+        other.load_state_dict(self.state_dict())
+        return other
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step count, the direction v and the generator."""
+        direction = None if self.direction is None else {n: v.cpu().numpy().copy() for n, v in self.direction.items()}
+        return {"steps": self.steps, "direction": direction, "rng": self.rng.bit_generator.state}
+
+    def state_template(self) -> dict[str, Any]:
+        """The form of `state_dict()`, for `distill.state.check_state`."""
+        direction = {n: Array("float32", tuple(p.shape)) for n, p in self.process.student.named.items()}
+        return {"steps": is_count, "direction": Optional(direction), "rng": is_generator}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        kept, device = state["direction"], self.process.device
+        self.direction = None if not kept else {n: torch.from_numpy(v.copy()).to(device) for n, v in kept.items()}
+        self.steps, self.rng.bit_generator.state = state["steps"], state["rng"]
+
+
+class Counterfactual(Influence):
+    """`influence`, and for each teacher the share with it on minus the share with it off: `teacher_advantage` in the info."""
+
+    def after(
+        self, batch: TrainingBatch, actions: np.ndarray, result: StepResult, reward: float
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Rewards by row, `row_credit` and `teacher_advantage`."""
+        shares, advantage = self._shares(batch, actions, result)
+        return self._paid(reward, shares), {"row_credit": shares, "teacher_advantage": advantage}
+
+
+CREDITS: dict[str, type[Credit]] = {"shared": Shared, "influence": Influence, "counterfactual": Counterfactual}
+
+
+def make_credit(settings: CreditSettings, reward: Reward) -> Credit:
+    """The estimator that the settings name; `with_credit` has replaced `auto`.
+
+    Raises:
+        UserError: when the reward and the credit do not go together.
+    """
+    return find(settings.name, CREDITS, Credit, "credit.name")(settings, reward)  # type: ignore[type-abstract]
+
+
+def with_credit(settings: RunSettings, preferred: str) -> RunSettings:
+    """The settings with `credit.name=auto` replaced: `preferred` for validation_gain, `shared` for any other reward."""
+    if settings.credit.name != "auto":
+        return settings
+    name = preferred if settings.reward.name == "validation_gain" else "shared"
+    return replace(settings, credit=replace(settings.credit, name=name))
