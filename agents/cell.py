@@ -1,0 +1,142 @@
+"""One cell of a comparison: one rule or agent with one seed.
+
+`python -m agents.cell` reads a cell as JSON from standard input (see `agents.experiment.grid.Cell`) and writes its result
+to the cell's folder. `agents/compare.py` starts one such process a cell.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import configs
+from agents import reinforce, sb3
+from agents.experiment import runs
+from agents.experiment.checkpoints import Checkpoints
+from agents.experiment.grid import CHOICES, RESULT, Cell
+from agents.experiment.interrupts import Interrupted, stop
+from agents.rules import find_rule, make_rule
+from distill import cache
+from distill.checks import UserError
+from distill.settings import SB3_DEFAULTS, RunSettings
+from envs.core import Core
+from envs.credit import with_credit
+
+Learn = Callable[[RunSettings, Path, Checkpoints | None], tuple[Core, runs.Learnt]]
+LEARNERS: dict[str, Learn] = {"reinforce": reinforce.learn, **dict.fromkeys(SB3_DEFAULTS, sb3.learn)}
+EXPLORED = 400  # training instances kept for the report's explorer
+
+
+def entry_settings(entry: str, base: Sequence[str]) -> RunSettings:
+    """The settings of an entry of `agents=[...]`, over the command line's `base` overrides.
+
+    Raises:
+        UserError: before anything runs, for an unknown agent, a wrong setting or a missing package.
+    """
+    name, *more = entry.split()
+    if name not in LEARNERS:
+        return with_credit(RunSettings.from_config(configs.compose([*base, *more])), preferred="influence")
+    settings = RunSettings.from_config(configs.compose([*base, *more, f"agent={name}"]))
+    if name == "reinforce":
+        return with_credit(settings, preferred="counterfactual")
+    sb3.algorithm(name)
+    return with_credit(settings, preferred="influence")
+
+
+def identity(entry: str, settings: RunSettings) -> dict[str, Any]:
+    """The settings that the result of an entry depends on. Settings that only agents read make no other cell of a rule."""
+    name = entry.split()[0]
+    if name in LEARNERS:
+        return settings.identity("cell")
+    rule = find_rule(name, tuple(t.name for t in settings.teachers.pool))
+    return settings.identity("cell", sections=("budget", *rule.reads))
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Run one cell; writes and returns its result. Test data is read here, once, at the end."""
+    settings, folder = cell.settings, Path(cell.folder)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    checkpoints = Checkpoints(folder, settings, resume=True)
+    learnt = None
+    if cell.name in LEARNERS:
+        core, learnt = LEARNERS[cell.name](settings, folder, checkpoints)
+        rule: runs.Rule = learnt.rule
+    else:
+        core = Core(settings)
+        checkpoints.attach(core.process)
+        rule = make_rule(cell.name, core, cell.seed)
+    process = core.process
+    done = runs.follow(core, rule, cell.seed, cell.label, checkpoints.stage("student"))
+    result: dict[str, Any] = {
+        "schema": runs.SCHEMA,
+        "task": process.task.name,
+        "metric": process.task.metric,
+        "tests": list(process.task.tests),
+        "agent": cell.entry,
+        "learnt": learnt is not None,
+        "seed": cell.seed,
+        **runs.scores_of(done),
+        "selection": done.selected.summary(),
+        "curve": done.curve,
+        "selection_curve": done.selected.curve(),
+        "joint_curve": [] if learnt is None else learnt.curve,
+        "teachers": list(process.signals.names),
+        **process.machine(),
+        "data": {role: len(split) for role, split in process.task.splits.items()},
+        "cost": {
+            "train_s": 0.0 if learnt is None else learnt.seconds,
+            "follow_s": done.seconds,
+            "whole_s": time.perf_counter() - started,
+            "student_steps": process.budget * (1 + (0 if learnt is None else learnt.episodes)),
+        },
+        "reproduce": cell.reproduce,
+    }
+    _write_choices(core, done, folder)
+    files = {CHOICES: cache.file_sha256(folder / CHOICES)}
+    cache.write_json(folder / RESULT, cache.sealed(result | {"files": files}))
+    checkpoints.remove()
+    return result
+
+
+def _write_choices(core: Core, done: runs.Run, folder: Path) -> None:
+    """Last choices of all training instances, and the student before and after on a few of them, for the report."""
+    process = core.process
+    rows = np.sort(np.random.default_rng(0).permutation(len(process.labels))[:EXPLORED])
+    tokens = process.student.tokenize([process.train_split.texts[i] for i in rows])
+
+    def probs(weights: list[torch.Tensor]) -> np.ndarray:
+        process.student.restore(weights)
+        return torch.softmax(process.student.predict(tokens), -1).numpy()
+
+    before, after = probs(process.warm), probs(done.weights)
+    content = io.BytesIO()
+    np.savez_compressed(content, last=done.selected.last.astype(np.float16), rows=rows, before=before, after=after)
+    cache.write_whole(folder / CHOICES, content.getvalue())
+
+
+def main() -> int:
+    """Run the cell on standard input. Exit code 0: finished, 2: `error: ...` on stderr, 130 or 143: told to stop."""
+    cell = Cell.from_json(sys.stdin.read())
+    try:
+        with stop.obeyed(), cache.writing(Path(cell.folder).parent, "set cells to a writable folder"):
+            run_cell(cell)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as signalled:
+        return 128 + signalled.number
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
