@@ -33,10 +33,7 @@ def word_tokenizer(texts: Texts, max_length: int, size: int = 30_000) -> Any:
     normalizer = normalizers.BertNormalizer()
     splitter = pre_tokenizers.BertPreTokenizer()
     counts = Counter(
-        word
-        for text in texts
-        for part in text
-        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(part))
+        word for text in texts for part in text for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(part))
     )
     words = [w for w, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))][: size - len(SPECIAL_TOKENS)]
     core = Tokenizer(WordLevel({w: i for i, w in enumerate((*SPECIAL_TOKENS, *words))}, unk_token="[UNK]"))

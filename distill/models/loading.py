@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from huggingface_hub import utils as hub
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from distill.checks import UserError, expand
