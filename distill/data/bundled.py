@@ -1,9 +1,9 @@
-"""The bundled corpus: short product reviews, made by a seeded generator; nothing is downloaded and nothing is stored.
+"""The bundled corpus: short product reviews from a seeded generator. Nothing is downloaded and nothing is stored.
 
-Four domains, each with its own things, its own praise and its own blame. A review makes one to three statements
-("the soup was not very soggy"); negation flips a word; the label is the sign of the sum, the last statement breaking
-ties. No word is shared between two domains' praise and blame, so a specialist that has read one domain knows nothing
-of another, and says so with misplaced confidence: the right teacher depends on the instance.
+Each of the four domains has its own nouns, its own words of praise and its own words of blame. A review makes one to
+three statements ("the soup was not very soggy"). "not" reverses the sign of a word. The label is the sign of the sum;
+on a tie the last statement decides. No two domains share a word of praise or blame. A specialist trained on one domain
+therefore knows nothing about the others, and is confident there all the same: the best teacher depends on the instance.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LABELS = ("negative", "positive")
 
 @dataclass(frozen=True)
 class Domain:
-    """The words of one kind of product."""
+    """The words of one kind of product: things to review, and words that praise or blame them."""
 
     name: str
     nouns: tuple[str, ...]
@@ -62,15 +62,28 @@ INTENSIFIERS = ("very", "really", "quite", "so", "rather")
 
 @dataclass(frozen=True)
 class Reviews:
-    """Generated reviews: texts, labels as given (with noise), and the domain each came from."""
+    """Generated reviews.
+
+    Attributes:
+        texts: the N reviews.
+        labels: 0 negative, 1 positive, after noise; int64 `[N]`.
+        domains: index into `DOMAINS` for each review; int64 `[N]`.
+    """
 
     texts: list[str]
-    labels: np.ndarray  # [N] int64
-    domains: np.ndarray  # [N] int64
+    labels: np.ndarray
+    domains: np.ndarray
 
 
 def reviews(count: int, rng: np.random.Generator, noise: float = 0.0, domain: int | None = None) -> Reviews:
-    """`count` reviews of all domains, or of one; each label is flipped with probability `noise`."""
+    """Generate reviews.
+
+    Args:
+        count: number of reviews.
+        rng: generator of all random choices.
+        noise: probability that a label is flipped.
+        domain: index of the only domain; None: all domains with equal probability.
+    """
     texts, labels, domains = [], [], []
     for _ in range(count):
         d = int(rng.integers(len(DOMAINS))) if domain is None else domain
@@ -91,15 +104,15 @@ def reviews(count: int, rng: np.random.Generator, noise: float = 0.0, domain: in
 
 
 def corpus(settings: CorpusSettings) -> tuple[dict[str, Reviews], dict[str, Reviews]]:
-    """The four roles (only train is noisy), and one clean pool a domain for its specialist.
+    """The reviews of the four roles, and of one pool for the specialist of each domain. Only train has label noise.
 
-    Every part has a random stream of its own, so the size of one never changes another.
+    Every part has its own random generator, so that the size of one part never changes another.
     """
     streams = iter(np.random.SeedSequence(settings.seed).spawn(4 + len(DOMAINS)))
     sizes = {"train": settings.train, "reward": settings.reward, "dev": settings.dev, "test": settings.test}
     roles = {
-        r: reviews(n, np.random.default_rng(next(streams)), settings.noise if r == "train" else 0.0)
-        for r, n in sizes.items()
+        role: reviews(size, np.random.default_rng(next(streams)), settings.noise if role == "train" else 0.0)
+        for role, size in sizes.items()
     }
     pools = {
         d.name: reviews(settings.pool, np.random.default_rng(next(streams)), domain=i) for i, d in enumerate(DOMAINS)

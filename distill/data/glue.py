@@ -1,32 +1,42 @@
-"""GLUE: from official TSV files in a folder, or from the hub."""
+"""GLUE: from the official TSV files in a folder, or from the hub."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.checks import UserError, check, expand
-from distill.data.splits import _Table
-from distill.data.tables import _text_of
+from distill.checks import UserError, expand
+from distill.data.splits import RawTask, Table
+from distill.data.tables import read_text
 from distill.settings import TaskSettings
 
 
 @dataclass(frozen=True)
 class Glue:
-    """Where a GLUE task keeps its texts and labels, in the official TSV folders and on the hub."""
+    """Where a GLUE task keeps its texts and labels.
+
+    Attributes:
+        folder: folder of the official TSV files.
+        text: TSV columns of the texts: names, or positions in a file without a header.
+        label: TSV column of the label: a name, or a position.
+        hub_text: columns of the texts on the hub.
+        labels: names of the classes, in the order of the hub.
+        values: how the TSV writes the classes; None: by their names.
+        tests: for each test split its name, its TSV file and its split on the hub.
+        broken_rows: the official file has a few truncated rows, which every reader of it skips.
+    """
 
     folder: str
-    text: tuple[str | int, ...]  # TSV column names, or positions where the file has no header
+    text: tuple[str | int, ...]
     label: str | int
     hub_text: tuple[str, ...]
-    labels: tuple[str, ...]  # in the hub's order
-    values: tuple[str, ...] | None = None  # what the TSV writes for them; none: the names themselves
+    labels: tuple[str, ...]
+    values: tuple[str, ...] | None = None
     tests: tuple[tuple[str, str, str], ...] = (("test", "dev.tsv", "validation"),)
-    broken_rows: bool = False  # the official file holds a few rows cut short: skipped, as every reader of it does
+    broken_rows: bool = False
 
 
 _BINARY = ("0", "1")
-
 
 GLUE = {
     "sst2": Glue("SST-2", ("sentence",), "label", ("sentence",), ("negative", "positive"), _BINARY),
@@ -66,64 +76,66 @@ GLUE = {
 }
 
 
-def _glue(
-    settings: TaskSettings, data_dir: str | None
-) -> tuple[str, dict[str, _Table], tuple[str, ...], tuple[str, ...]]:
+def read_glue(settings: TaskSettings, data_dir: str | None) -> RawTask:
+    """A GLUE task, from files or from the hub as `task.source` says. The public dev set is the test split.
+
+    Raises:
+        UserError: for a missing or malformed file, or when the hub cannot be reached.
+    """
     spec = GLUE[settings.name]
-    tests = tuple(t[0] for t in spec.tests)
     if settings.source == "files" or (settings.source == "auto" and data_dir):
         if not data_dir:
             raise UserError(
-                f"task={settings.name} with task.source=files needs data_dir=FOLDER (or TEACHER_SELECT_DATA) holding {spec.folder}/train.tsv"
+                f"task={settings.name} with task.source=files needs data_dir=FOLDER (or TEACHER_SELECT_DATA) "
+                f"holding {spec.folder}/train.tsv"
             )
         folder = expand(str(data_dir)) / spec.folder
-        tables = {"train": _glue_tsv(folder / "train.tsv", spec, "train")}
+        tables = {"train": read_glue_tsv(folder / "train.tsv", spec, "train")}
         for name, file, _ in spec.tests:
-            tables[name] = _glue_tsv(folder / file, spec, Path(file).stem)
-        return "files", tables, spec.labels, tests
+            tables[name] = read_glue_tsv(folder / file, spec, Path(file).stem)
+        source = "files"
+    else:
+        tables, source = _from_hub(settings.name, spec), "hub"
+    return RawTask(source, tables, spec.labels, tuple(name for name, _, _ in spec.tests))
+
+
+def _from_hub(name: str, spec: Glue) -> dict[str, Table]:
     try:
         import datasets
 
-        hub = {"train": "train", **{name: hub_split for name, _, hub_split in spec.tests}}
         tables = {}
-        for name, hub_split in hub.items():
-            data = datasets.load_dataset("nyu-mll/glue", settings.name, split=hub_split)
+        for split, hub_split in (("train", "train"), *((test, hub_split) for test, _, hub_split in spec.tests)):
+            data = datasets.load_dataset("nyu-mll/glue", name, split=hub_split)
             texts = list(zip(*(data[c] for c in spec.hub_text), strict=True))
-            tables[name] = _Table(
-                [f"{hub_split}-{i}" for i in range(len(texts))], texts, [spec.labels[y] for y in data["label"]]
-            )
-        return "hub", tables, spec.labels, tests
-    except Exception as error:  # the hub's client raises many kinds, all meaning: not to be had
+            ids = [f"{hub_split}-{i}" for i in range(len(texts))]
+            tables[split] = Table(ids, texts, [spec.labels[y] for y in data["label"]])
+        return tables
+    except Exception as error:  # the hub's client raises errors of many classes when it cannot get the data
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"task={settings.name}: GLUE could not be read from the hub ({type(error).__name__}: {reason}); "
+            f"task={name}: GLUE could not be read from the hub ({type(error).__name__}: {reason}); "
             f"set data_dir or TEACHER_SELECT_DATA to a folder holding {spec.folder}/train.tsv"
         ) from None
 
 
-def _glue_tsv(path: Path, spec: Glue, prefix: str) -> _Table:
-    """Official TSV: split on tabs, quotes mean nothing. Ids count the lines of the file."""
-    lines = _text_of(path).split("\n")
-    columns: list[int] = []
-    start = 0
-    if isinstance(spec.label, str):
-        header = lines[0].rstrip("\r").split("\t")
-        for name in (*spec.text, spec.label):
-            if name not in header:
-                raise UserError(f"{path}: no column {name!r}; it has {', '.join(header)}")
-            columns.append(header.index(str(name)))
-        start = 1
-    else:
-        columns = [*(int(t) for t in spec.text), spec.label]
+def read_glue_tsv(path: Path, spec: Glue, prefix: str) -> Table:
+    """One official TSV file. Cells are split at tabs, and quotes have no meaning. An id is `prefix` and a line number.
+
+    Raises:
+        UserError: for an unreadable file, a missing column, a truncated row or an unknown label, naming the line.
+    """
+    lines = read_text(path).split("\n")
+    columns, start = _columns(lines[0], spec, path)
     values = spec.values or spec.labels
     names = dict(zip(values, spec.labels, strict=True))
     ids, texts, labels = [], [], []
     for number, line in enumerate(lines[start:]):
         cells = line.rstrip("\r").split("\t")
-        if not line.strip() or (spec.broken_rows and len(cells) <= max(columns)):
+        truncated = len(cells) <= max(columns)
+        if not line.strip() or (truncated and spec.broken_rows):
             continue
         where = f"{path}: line {number + start + 1}"
-        if len(cells) <= max(columns):
+        if truncated:
             raise UserError(f"{where} has {len(cells)} tab-separated columns, {max(columns) + 1} are needed")
         value = cells[columns[-1]]
         if value not in names:
@@ -133,4 +145,15 @@ def _glue_tsv(path: Path, spec: Glue, prefix: str) -> _Table:
         labels.append(names[value])
     if len(ids) <= 1:
         raise UserError(f"{path}: no data rows")
-    return _Table(ids, texts, labels)
+    return Table(ids, texts, labels)
+
+
+def _columns(first_line: str, spec: Glue, path: Path) -> tuple[list[int], int]:
+    """Positions of the texts and, last, the label; and the number of header lines."""
+    if isinstance(spec.label, int):
+        return [*(int(t) for t in spec.text), spec.label], 0
+    header = first_line.rstrip("\r").split("\t")
+    for name in (*spec.text, spec.label):
+        if name not in header:
+            raise UserError(f"{path}: no column {name!r}; it has {', '.join(header)}")
+    return [header.index(str(name)) for name in (*spec.text, spec.label)], 1

@@ -1,4 +1,4 @@
-"""Classification metrics of logits against labels."""
+"""Metrics of predicted probabilities."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import numpy as np
 
 
 def calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Mean distance between confidence and accuracy over bins of confidence of equal width, weighted by their instances."""
-    sure, right = probs.max(1), probs.argmax(1) == labels
-    place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)  # a bin holds its upper edge
-    gap = np.bincount(place, right - sure, minlength=bins)
+    """Expected calibration error of `probs` `[N,C]` on `labels` `[N]`, in [0, 1].
+
+    The instances are put into `bins` bins of equal width by their confidence (the largest probability). The error is
+    the mean distance between confidence and accuracy over the bins, weighted by their numbers of instances.
+    """
+    confidence, correct = probs.max(1), probs.argmax(1) == labels
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # the upper edge belongs to the bin
+    gap = np.bincount(bin_of, correct - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(labels))

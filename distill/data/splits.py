@@ -9,50 +9,78 @@ from functools import cached_property
 
 import numpy as np
 
-from distill.checks import RoleError, check
+from distill.checks import RoleError, UserError
 from distill.data.metrics import calibration_error
 from distill.settings import digest
 
 
 @dataclass(frozen=True)
-class _Table:
-    """Rows as read: ids, texts and label names."""
+class Table:
+    """The rows of one file: ids, texts and the names of their labels."""
 
     ids: list[str]
-    texts: list[tuple[str, ...]]
+    texts: list[tuple[str, ...]]  # one or two texts a row
     labels: list[str]
 
 
 @dataclass(frozen=True)
+class RawTask:
+    """A task as its files hold it, before `distill.data.load.assign_roles` cuts the reward and dev splits.
+
+    Attributes:
+        source: where the data was read from, for example `files` or `hub`.
+        tables: the data by split. `train` and the tests must be there; `dev` is cut from train if it is not.
+        label_names: names of the C classes, in the order of the task's logits.
+        tests: names of the test splits.
+    """
+
+    source: str
+    tables: dict[str, Table]
+    label_names: tuple[str, ...]
+    tests: tuple[str, ...] = ("test",)
+
+
+@dataclass(frozen=True)
 class Split:
-    """Instances of one role. `ids` are stable: they name the instance in its source, never a place in a shuffle."""
+    """Instances of one role.
+
+    Attributes:
+        role: `train`, `reward`, `dev`, `test` or `pool`. Functions that must not see a role raise `RoleError`.
+        ids: stable names of the instances in their source, never positions in a shuffle; str `[N]`.
+        texts: one or two texts for each instance.
+        labels: gold classes, int64 `[N]`.
+    """
 
     role: str
-    ids: np.ndarray  # [N] str
-    texts: list[tuple[str, ...]]  # one or two texts an instance
-    labels: np.ndarray  # [N] int64
+    ids: np.ndarray
+    texts: list[tuple[str, ...]]
+    labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def require(self, *roles: str) -> Split:
-        """This split, if its role is one of `roles`; `RoleError` otherwise."""
+        """This split, if its role is one of `roles`.
+
+        Raises:
+            RoleError: if it has another role.
+        """
         if self.role not in roles:
             raise RoleError(f"data of role {self.role} given where only {' or '.join(roles)} is allowed")
         return self
 
     def take(self, rows: np.ndarray, role: str | None = None) -> Split:
-        """The instances at `rows`, under a new role if one is given."""
+        """The instances at `rows` (int64 `[B]`), with a new role if one is given."""
         return Split(role or self.role, self.ids[rows], [self.texts[i] for i in rows], self.labels[rows])
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of ids and texts (not labels): what teachers say depends on nothing else."""
+        """Hash of ids and texts. The outputs of teachers and encoders depend on these only, not on the labels."""
         return self._hash(())
 
     @cached_property
     def labelled_fingerprint(self) -> str:
-        """Hash of ids, texts and labels: what training depends on."""
+        """Hash of ids, texts and labels, which training depends on."""
         return self._hash(self.labels.tolist())
 
     def _hash(self, extra: Sequence[int]) -> str:
@@ -67,9 +95,16 @@ class Split:
 class Task:
     """A classification task with its splits by role.
 
-    `tests` names the test splits (MNLI has two). `pools` are extra training data for teachers only. `specialist` is,
-    where known, the index into `pools` of the right teacher for each training instance: for oracles and regret alone,
-    never for a state or a reward.
+    Attributes:
+        name: name of the task, as in `task.name`.
+        source: where the data came from: `bundled`, `files` or `hub`.
+        label_names: names of the C classes, in the order of all logits.
+        splits: the data by role; MNLI has a second test split, `test_mm`.
+        metric: the metric that model selection on dev maximises.
+        tests: names of the test splits.
+        pools: more training data, for teachers only.
+        specialist: index into `pools` of the best teacher for each training instance, int64 `[N_train]`, where it is
+            known. Only oracles and measures of regret may read it, never a state or a reward.
     """
 
     name: str
@@ -79,24 +114,25 @@ class Task:
     metric: str = "accuracy"
     tests: tuple[str, ...] = ("test",)
     pools: dict[str, Split] = field(default_factory=dict)
-    specialist: np.ndarray | None = None  # [N_train] int64
+    specialist: np.ndarray | None = None
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes C."""
         return len(self.label_names)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash over every split and the label names; `sha256` of results.json."""
+        """Hash of every split and the label names; `sha256` in results.json."""
         return digest(self.label_names, {r: s.labelled_fingerprint for r, s in self.splits.items()})
 
     def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Metrics of `logits` [N,C] on `labels` [N].
+        """Metrics of `logits` `[N,C]` on `labels` `[N]`.
 
-        accuracy; loss: mean cross-entropy, nats; brier: mean squared distance of the probabilities to the label, in
-        [0, 2]; ece: expected calibration error over 15 bins of equal width, in [0, 1] (Guo et al., arXiv 1706.04599);
-        f1 and matthews for two classes.
+        Returns:
+            `accuracy`; `loss`: mean cross-entropy, nats; `brier`: mean squared distance of the probabilities to the
+            label, in [0, 2]; `ece`: expected calibration error over 15 bins of equal width, in [0, 1] (Guo et al.,
+            arXiv 1706.04599); `f1` and `matthews` for two classes.
         """
         logits = np.asarray(logits, np.float64)
         top = logits.max(1, keepdims=True)
@@ -118,7 +154,18 @@ class Task:
 
 
 def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Sorted rows of a random sample of `count` that keeps the classes' shares (largest remainders), at least one a class."""
+    """A stratified random sample: `count` row numbers, sorted, int64.
+
+    The classes keep their shares (method of largest remainders). Each has at least one row if `count` allows it.
+
+    Args:
+        labels: classes, int64 `[N]`.
+        count: size of the sample.
+        rng: generator of the sample.
+
+    Raises:
+        UserError: unless `count` lies in [1, N].
+    """
     classes, sizes = np.unique(labels, return_counts=True)
     if not 0 < count <= len(labels):
         raise UserError(f"a sample of {count} was asked for, from {len(labels)} instances; make it smaller")
@@ -128,12 +175,12 @@ def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.n
         if count >= len(classes)
         else np.floor(exact).astype(int)
     )
-    order = np.argsort(take - exact)  # most short of its share first
+    order = np.argsort(take - exact)  # the class furthest below its share comes first
     while take.sum() < count:
         for c in order:
             if take.sum() < count and take[c] < sizes[c]:
                 take[c] += 1
-    while take.sum() > count:  # too many classes were given their one: take from those furthest above their share
+    while take.sum() > count:  # the guaranteed row of each class made too many: remove from those furthest above
         take[np.argmax(np.where(take > 1, take - exact, -np.inf))] -= 1
     return np.sort(
         np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(classes, take, strict=True)])

@@ -7,56 +7,75 @@ import re
 from pathlib import Path
 from typing import Any
 
-from distill.checks import UserError, check, expand
-from distill.data.splits import _Table
+from distill.checks import UserError, expand
+from distill.data.splits import RawTask, Table
 from distill.settings import TaskSettings
 
-LONGEST_ID = 256  # characters: ids lie in an array as wide as the longest
+LONGEST_ID = 256  # characters; numpy stores every id of a split as wide as the longest one
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
-def _text_of(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A UTF-8 text file, without a byte order mark.
+
+    Raises:
+        UserError: if it cannot be read, is not UTF-8 or contains a NUL character.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        where = text.find("\0")
-        if where >= 0:
-            raise UserError(f"{path}: line {text.count(chr(10), 0, where) + 1} holds a NUL; take it out")
-        return text
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 at byte {error.start}; convert it, for example with iconv -t utf-8"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; give the path of a readable file") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise _unreadable(path, error) from None
+    where = text.find("\0")
+    if where >= 0:
+        raise UserError(f"{path}: line {text.count(chr(10), 0, where) + 1} holds a NUL; take it out")
+    return text
 
 
-def _files(settings: TaskSettings) -> tuple[str, dict[str, _Table], tuple[str, ...], tuple[str, ...]]:
+def _unreadable(path: Path, error: UnicodeDecodeError | OSError) -> UserError:
+    if isinstance(error, UnicodeDecodeError):
+        return UserError(f"{path}: not UTF-8 at byte {error.start}; convert it, for example with iconv -t utf-8")
+    return UserError(f"{path}: {error.strerror or error}; give the path of a readable file")
+
+
+def read_files(settings: TaskSettings) -> RawTask:
+    """The task in the user's files. Its labels are those of the training file, sorted.
+
+    Raises:
+        UserError: for missing settings, unreadable files, unknown labels or ids that occur twice.
+    """
     if not settings.train or not settings.test:
         raise UserError("task=files needs task.train=FILE and task.test=FILE (CSV, TSV, JSONL or Parquet)")
     if len(settings.text) not in (1, 2):
         raise UserError(f"task.text={settings.text} must name one or two text columns, for example task.text=[review]")
     paths = {"train": settings.train, "dev": settings.dev, "test": settings.test}
     tables = {role: _user_table(expand(p), settings, role) for role, p in paths.items() if p}
-    names = tuple(sorted(set(tables["train"].labels), key=_natural))
+    names = tuple(sorted(set(tables["train"].labels), key=_numbers_first))
     if len(names) <= 1:
         raise UserError(
             f"{settings.train}: column {settings.label!r} holds one class only ({names[0]!r}); a classifier needs two"
         )
     for role, table in tables.items():
-        unknown = sorted(set(table.labels) - set(names), key=_natural)
+        unknown = sorted(set(table.labels) - set(names), key=_numbers_first)
         if unknown:
             raise UserError(
                 f"{paths[role]}: label {unknown[0]!r} never occurs in {settings.train} ({', '.join(names)})"
             )
+    _check_unique([(str(paths[role]), table) for role, table in tables.items()])
+    return RawTask("files", tables, names)
+
+
+def _check_unique(tables: list[tuple[str, Table]]) -> None:
+    """Raise `UserError` for an id that occurs twice, in one file or in two."""
     seen: dict[str, str] = {}
-    for role, table in tables.items():
+    for path, table in tables:
         for i in table.ids:
             if i in seen:
-                raise UserError(f"{paths[role]}: id {i!r} occurs twice (also in {seen.get(i)}); ids must be unique")
-            seen[i] = str(paths[role])
-    return "files", tables, names, ("test",)
+                raise UserError(f"{path}: id {i!r} occurs twice (also in {seen[i]}); ids must be unique")
+            seen[i] = path
 
 
-def _natural(value: str) -> tuple[int, float, str]:
+def _numbers_first(value: str) -> tuple[int, float, str]:
+    """Sort key of labels: numbers by their value, then names."""
     try:
         return (0, float(value), value)
     except ValueError:
@@ -64,36 +83,45 @@ def _natural(value: str) -> tuple[int, float, str]:
 
 
 def read_table(path: Path) -> Any:
-    """A CSV, TSV, JSONL or Parquet file as a pandas frame, every cell as it was written."""
+    """A CSV, TSV, JSONL or Parquet file as a pandas frame. Cells stay as they were written; nothing is converted.
+
+    Raises:
+        UserError: for an unknown suffix, an unreadable file or rows with too many cells.
+    """
     import pandas as pd
 
-    kinds = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-    if path.suffix.lower() not in kinds:
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
         raise UserError(f"{path}: unknown kind of file; use .csv, .tsv, .jsonl or .parquet")
-    kind = kinds[path.suffix.lower()]
     try:
-        if kind == "parquet":
-            return pd.read_parquet(path)
-        if kind == "jsonl":
-            return pd.read_json(path, lines=True, dtype=False, encoding="utf-8")
-        how: dict[str, Any] = {"sep": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", **how)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 at byte {error.start}; convert it, for example with iconv -t utf-8"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; give the path of a readable file") from None
-    except Exception as error:  # each of pandas' readers has error classes of its own
+        frame = _read_frame(path, kind)
+    except (UnicodeDecodeError, OSError) as error:
+        raise _unreadable(path, error) from None
+    except Exception as error:  # each of pandas' readers has its own error classes
         raise UserError(f"{path}: not readable as {kind} ({' '.join(str(error).split())[:120]})") from None
-    # pandas takes the surplus cells of longer rows as row names, which would shift every column.
-    if not isinstance(frame.index, pd.RangeIndex):
+    # pandas uses the surplus cells of longer rows as row names, which would shift every column.
+    if kind in ("csv", "tsv") and not isinstance(frame.index, pd.RangeIndex):
         raise UserError(f"{path}: rows have more cells than the header; quote texts that hold the separator")
     return frame
 
 
+def _read_frame(path: Path, kind: str) -> Any:
+    import pandas as pd
+
+    if kind == "parquet":
+        return pd.read_parquet(path)
+    if kind == "jsonl":
+        return pd.read_json(path, lines=True, dtype=False, encoding="utf-8")
+    how: dict[str, Any] = {"sep": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
+    return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", **how)
+
+
 def _cells(column: Any, path: Path) -> list[str]:
-    """A column as strings; `UserError` for a cell that is none, or holds what no text does."""
+    """A column as strings.
+
+    Raises:
+        UserError: for a cell that is a list or an object, or contains characters that are not text.
+    """
     nested = [i for i, v in enumerate(column) if isinstance(v, list | dict)]
     if nested:
         raise UserError(
@@ -108,7 +136,7 @@ def _cells(column: Any, path: Path) -> list[str]:
     return values
 
 
-def _user_table(path: Path, settings: TaskSettings, role: str) -> _Table:
+def _user_table(path: Path, settings: TaskSettings, role: str) -> Table:
     frame = read_table(path)
     wanted = [*settings.text, settings.label, *([settings.id] if settings.id else [])]
     for name in wanted:
@@ -121,19 +149,25 @@ def _user_table(path: Path, settings: TaskSettings, role: str) -> _Table:
         raise UserError(
             f"{path}: row {int(missing.argmax()) + 1} has an empty cell in {', '.join(wanted)}; fill or drop it"
         )
-    labels = _cells(frame[settings.label], path)
+    columns = {name: _cells(frame[name], path) for name in wanted}
+    labels = columns[settings.label]
     if "" in labels:
         raise UserError(
             f"{path}: row {labels.index('') + 1} has no label in column {settings.label!r}; fill or drop it"
         )
-    columns = {name: _cells(frame[name], path) for name in wanted}
     texts = list(zip(*(columns[c] for c in settings.text), strict=True))
-    ids = _cells(frame[settings.id], path) if settings.id else [f"{role}-{i}" for i in range(len(frame))]
-    long = max(range(len(ids)), key=lambda i: len(ids[i]))
-    if len(ids[long]) > LONGEST_ID:
+    ids = columns[settings.id] if settings.id else [f"{role}-{i}" for i in range(len(frame))]
+    _check_ids(ids, path, settings.id)
+    return Table(ids, texts, labels)
+
+
+def _check_ids(ids: list[str], path: Path, column: str | None) -> None:
+    """Raise `UserError` for an id that is empty or too long."""
+    longest = max(range(len(ids)), key=lambda i: len(ids[i]))
+    if len(ids[longest]) > LONGEST_ID:
         raise UserError(
-            f"{path}: row {long + 1} has an id of {len(ids[long])} characters in column {settings.id!r}; at most {LONGEST_ID}"
+            f"{path}: row {longest + 1} has an id of {len(ids[longest])} characters in column {column!r}; "
+            f"at most {LONGEST_ID}"
         )
     if "" in ids:
-        raise UserError(f"{path}: row {ids.index('') + 1} has no id in column {settings.id!r}; fill or drop it")
-    return _Table(ids, texts, labels)
+        raise UserError(f"{path}: row {ids.index('') + 1} has no id in column {column!r}; fill or drop it")

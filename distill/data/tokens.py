@@ -1,8 +1,8 @@
-"""A tokenised split as one ragged buffer, and padded batches cut from it without a DataLoader."""
+"""A tokenised split as one buffer, and padded batches cut from it without a DataLoader."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,16 @@ Batch = dict[str, Tensor]
 
 @dataclass
 class TokenizedSplit:
-    """Token ids of N instances end to end, with offsets; lives on one device.
+    """The token ids of N instances, one after the other in one tensor on one device.
 
     Attributes:
-        ids: int32 `[total]`.
-        types: token types, int8 `[total]`, for models that take them.
-        offsets: int64 `[N+1]`, on the host: batch shapes are known without asking the device.
+        ids: token ids, int32 `[total]`.
+        types: token types, int8 `[total]`, for models that use them; else None.
+        offsets: where each instance begins and ends, int64 `[N+1]`. It stays on the host, so that the shape of a batch
+            is known without waiting for the device.
+        pad_id: token id of padding.
+        pad_type: token type of padding.
+        left: whether padding goes on the left (XLNet).
     """
 
     ids: Tensor
@@ -31,7 +35,7 @@ class TokenizedSplit:
     offsets: np.ndarray
     pad_id: int
     pad_type: int
-    left: bool  # pad on the left (XLNet)
+    left: bool
 
     def __post_init__(self) -> None:
         self.lengths = np.diff(self.offsets)
@@ -51,7 +55,15 @@ class TokenizedSplit:
         device: torch.device | str = "cpu",
         types: bool = True,
     ) -> TokenizedSplit:
-        """Tokenise single texts or pairs, cut to `max_length` tokens (the longer text first); `types`: with token types."""
+        """Tokenise single texts or pairs of texts.
+
+        Args:
+            texts: one or two texts for each instance.
+            tokenizer: a tokenizer of `transformers`.
+            max_length: longest instance, in tokens. The longer text of a pair is cut first.
+            device: where the tensors are kept.
+            types: whether the model uses token types.
+        """
         ids: list[np.ndarray] = []
         kinds: list[np.ndarray] = []
         for i in range(0, len(texts), 10_000):
@@ -72,13 +84,17 @@ class TokenizedSplit:
             types=torch.from_numpy(np.concatenate(kinds)).to(device) if types else None,
             offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
             pad_id=tokenizer.pad_token_id or 0,
-            # XLNet gives padding a type of its own; its tokenizer no longer says so.
+            # XLNet was trained with a separate token type for padding, which its tokenizer no longer reports.
             pad_type=3 if "XLNet" in type(tokenizer).__name__ else getattr(tokenizer, "pad_token_type_id", 0) or 0,
             left=tokenizer.padding_side == "left",
         )
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """Padded model inputs of `rows`: `input_ids`, `attention_mask` (and `token_type_ids`), int64 `[B, longest]`."""
+        """Padded model inputs of `rows` (int64 `[B]`).
+
+        Returns:
+            `input_ids`, `attention_mask` and, for models that use them, `token_type_ids`; each int64 `[B, longest]`.
+        """
         device = self.ids.device
         index = torch.from_numpy(np.asarray(rows, np.int64)).to(device, non_blocking=True)
         longest = int(self.lengths[rows].max())
@@ -94,20 +110,26 @@ class TokenizedSplit:
         return out
 
     def by_length(self, batch_size: int) -> list[np.ndarray]:
-        """All rows in batches of like length: the cheapest way to pass over a split once."""
+        """All rows once, in batches of similar length, shortest first: this needs the least padding."""
         order = np.argsort(self.lengths, kind="stable")
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 class Stream:
-    """Endless batches of exactly `batch_size` rows: one permutation of the instances after another.
+    """Endless batches of exactly `batch_size` rows: one random permutation of the instances after another.
 
-    What does not fill a batch at the end of an epoch opens the next one, so there is never a short batch, and every
-    instance comes once an epoch. With `group` batches are cut from runs of 50 batches sorted by length, which saves
-    padding; their order stays random.
+    Rows that do not fill a batch at the end of an epoch begin the next one. So no batch is short, and every instance
+    comes once in an epoch.
+
+    Args:
+        lengths: lengths of the instances in tokens, int64 `[N]`.
+        batch_size: rows in a batch, B.
+        seed: seed of the permutations.
+        group: put instances of similar length into one batch, which saves padding: each run of 50 batches is sorted by
+            length. The order of the batches stays random.
     """
 
-    RUN = 50
+    RUN = 50  # batches that are sorted by length together
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, group: bool = True) -> None:
         self.lengths, self.batch_size, self.group = lengths, batch_size, group
@@ -133,13 +155,18 @@ class Stream:
             part = part[np.argsort(self.lengths[part], kind="stable")].reshape(-1, self.batch_size)
             self.queue += list(part[self.rng.permutation(len(part))])
 
-    def state(self) -> dict[str, Any]:
-        """Everything the coming batches depend on, as arrays and JSON-able values."""
-        left = np.stack(self.queue) if self.queue else np.empty((0, self.batch_size), np.int64)
-        return {"rng": self.rng.bit_generator.state, "carry": self.carry.copy(), "queue": left}
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the coming batches depend on.
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()` of this or an equal stream."""
+        Returns:
+            `rng`: state of the generator, JSON values; `carry`: rows that begin the next epoch, int64 `[<B]`; `queue`:
+            batches that are ready, int64 `[Q,B]`.
+        """
+        ready = np.stack(self.queue) if self.queue else np.empty((0, self.batch_size), np.int64)
+        return {"rng": self.rng.bit_generator.state, "carry": self.carry.copy(), "queue": ready}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the `state_dict()` of this stream, or of one with the same lengths and batch size."""
         self.rng.bit_generator.state = state["rng"]
         self.carry, self.queue = state["carry"].copy(), list(state["queue"].copy())
 
@@ -147,9 +174,19 @@ class Stream:
 def run_over(
     tokens: TokenizedSplit, forward: Callable[[Batch], Tensor], batch_size: int = 256, progress: str | None = None
 ) -> Tensor:
-    """`forward` over a whole split in batches of like length; results `[N,...]` in the split's order, on the host.
+    """Apply `forward` to a whole split, in batches of similar length.
 
-    Several processes take turns at the batches, which stay what they are: the results are the same to the bit.
+    Several processes share out the batches. The batches do not depend on their number, so the results are the same to
+    the bit.
+
+    Args:
+        tokens: the split.
+        forward: from a padded batch to results `[B,...]`.
+        batch_size: largest batch.
+        progress: title of a progress bar; None: no bar.
+
+    Returns:
+        Float32 `[N,...]` in the order of the split, on the host.
     """
     out: Tensor | None = None
     world, rank = parallel.world(), parallel.rank()
@@ -157,11 +194,11 @@ def run_over(
         torch.inference_mode(),
         tqdm(total=len(tokens), desc=progress, unit="ex", disable=None if progress else True, leave=False) as bar,
     ):
-        # The longest first: a batch too large fails at once.
+        # The longest batch comes first: if memory is too small, it fails at once.
         for turn, rows in enumerate(reversed(tokens.by_length(batch_size))):
             if turn == 0 or turn % world == rank:
                 result = forward(tokens.batch(rows)).float()
-                if out is None:  # whoever has no turn learns the shape of a result from the first one
+                if out is None:  # every process computes the first batch, to know the shape of a result
                     out = torch.zeros(len(tokens), *result.shape[1:], device=result.device)
                 if turn % world == rank:
                     out[torch.from_numpy(rows).to(result.device)] = result
@@ -175,6 +212,10 @@ def run_over(
 def run_rows(
     tokens: TokenizedSplit, rows: np.ndarray, forward: Callable[[Batch], Tensor], batch_size: int = 256
 ) -> Tensor:
-    """`forward` over a few rows of a split, in their order and never more at once than memory is meant for; `[B,...]`, on the host."""
+    """Apply `forward` to a few rows of a split, at most `batch_size` at a time.
+
+    Returns:
+        Float32 `[B,...]` in the order of `rows`, on the host.
+    """
     parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     return torch.cat([forward(tokens.batch(part)).float().cpu() for part in parts])

@@ -1,4 +1,4 @@
-"""Where and how models compute: device, precision and isolated random numbers."""
+"""Where and how models compute: the device, the precision and isolated random numbers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from distill import parallel
-from distill.checks import check
+from distill.checks import UserError
 
 
 @contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
-    """Torch's global generators seeded with `seed` inside, and as they were afterwards."""
+    """Seed torch's global generators inside the block; afterwards they are as they were before."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -27,9 +27,9 @@ class Engine:
     """Where and how models compute.
 
     Attributes:
-        device: on which they and their batches lie.
-        amp: autocast type; None: full precision.
-        fast: whether classifiers compute in the forms of `speed_up`.
+        device: device of models and batches.
+        amp: dtype of autocast; None: full precision.
+        fast: whether classifiers use the faster forms of `distill.models.fast.speed_up`.
     """
 
     device: torch.device
@@ -38,27 +38,34 @@ class Engine:
 
     @classmethod
     def pick(cls, device: str, amp: str, fast: bool) -> Engine:
-        """From the settings of a run."""
+        """The engine for the settings `device`, `amp` and `fast`.
+
+        Raises:
+            UserError: for a device that this machine does not have.
+        """
         place = pick_device(device)
         return cls(place, pick_amp(amp, place), fast)
 
     @property
     def form(self) -> str:
-        """What the last digits depend on beside the device: part of fingerprints."""
+        """Precision and form in one string. It is part of fingerprints, because the last digits depend on it."""
         return f"{self.amp}, fast" if self.fast else str(self.amp)
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """The form in words, for results and checkpoints."""
+    def describe(self) -> dict[str, Any]:
+        """Precision and form as JSON values, for results and checkpoints: `amp` (`off` or `bfloat16`) and `fast`."""
         return {"amp": str(self.amp or "off").removeprefix("torch."), "fast": self.fast}
 
     def autocast(self) -> torch.autocast:
-        """A context in which forwards run."""
+        """The context that forward passes run in."""
         return torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes CUDA when there is one, each of several processes its own. Raises `UserError` for a device that is not there."""
+    """The device of that name. `auto` is CUDA if there is any, else the CPU; each of several processes gets its own GPU.
+
+    Raises:
+        UserError: for a device that this machine does not have.
+    """
     if parallel.world() > 1 and name in ("auto", "cuda"):
         return parallel.device()
     if name == "auto":
@@ -67,13 +74,18 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"device={name}: no CUDA device found; use device=cpu")
-        if device.index or 0 >= torch.cuda.device_count():
+        if (device.index or 0) >= torch.cuda.device_count():
             raise UserError(f"device={name}: only {torch.cuda.device_count()} CUDA devices found")
     return device
 
 
 def pick_amp(mode: str, device: torch.device) -> torch.dtype | None:
-    """Autocast type: bf16 where asked for, or (`auto`) where the hardware computes it natively; none: full precision."""
+    """The dtype of autocast; None: full precision.
+
+    Args:
+        mode: `off`, `bf16`, or `auto`: bf16 if the hardware computes it natively.
+        device: where models compute.
+    """
     if mode == "bf16":
         return torch.bfloat16
     if mode == "auto":

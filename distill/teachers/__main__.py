@@ -1,27 +1,87 @@
-"""`python -m distill.teachers`: fine-tune the configured pool, store its signals and print how good each teacher is."""
+"""`python -m distill.teachers [GROUP=OPTION ...] [KEY=VALUE ...]`: fine-tune a pool of teachers and print how good they are.
+
+Fine-tunes the configured teachers, stores their signals, and prints the metrics of each teacher and of their averaged
+probabilities. Everything is kept in the cache, so that later runs start at once. For example:
+
+    python -m distill.teachers task=mrpc teachers=fresh
+    python -m distill.teachers task=bundled teachers.folds=4 threads=2
+
+Settings: task, teachers (with teachers.pool, teachers.signals, teachers.folds), encoder, device, amp, fast, threads,
+data_dir and home. Their values and defaults are in distill/settings.py and in the files of configs/.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from configs import compose
+from distill.checks import UserError
+
+if TYPE_CHECKING:
+    from distill.process import Prepared
 
 
-def main() -> None:
-    """Command line: fine-tune the configured pool, store its signals and print a table."""
-    from agents.experiment.launch import launch
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line.
 
-    launch(_command)
+    Args:
+        arguments: overrides as for `configs.compose`; None: those of the command line.
+
+    Returns:
+        The exit code: 0; 2 after a mistake in the settings or files, which is printed in one line; 130 after Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if any(word in ("-h", "--help") for word in given):
+        print(__doc__)
+        return 0
+    try:
+        unknown = [word for word in given if word.startswith("-")]
+        if unknown:
+            raise UserError(f"{unknown[0]} is not known; give settings as KEY=VALUE, --help shows examples")
+        prepared = _prepare(given)
+        scores = prepared.teacher_scores()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; teachers that were finished are in the cache", file=sys.stderr)
+        return 130
+    from distill import parallel
+
+    if parallel.is_first():  # of several processes, one prints
+        print_table(scores, ("train", "dev", *prepared.task.tests))
+    return 0
 
 
-def _command(config: Any) -> None:
-    from distill.process import prepare
-    from distill.settings import ProcessSettings
+def _prepare(overrides: Sequence[str]) -> Prepared:
+    """The pool of these settings, fine-tuned and stored. Sets the number of torch's threads for the whole process."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
 
-    prepared = prepare(ProcessSettings.from_config(config))
-    roles = ("train", "dev", *prepared.task.tests)
-    print(f"\n{'teacher':24s}" + "".join(f" {f'{r} acc':>12s} {f'{r} loss':>12s}" for r in roles))
-    for row in prepared.teacher_scores():
-        print(f"{row['name']:24s}" + "".join(f" {row[r]['accuracy']:12.3f} {row[r]['loss']:12.3f}" for r in roles))
+    from distill.process import Prepared  # imported here, so that --help answers at once
+    from distill.settings import RunSettings
+
+    settings = RunSettings.from_config(compose(overrides))
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    return Prepared.of(settings).load()
+
+
+def print_table(scores: Sequence[Mapping[str, Any]], roles: Sequence[str]) -> None:
+    """Print accuracy and mean cross-entropy (nats) of each teacher on the splits of `roles`, with a header.
+
+    Args:
+        scores: `Prepared.teacher_scores()`.
+        roles: the columns, in order.
+    """
+    print(f"\n{'teacher':24s}" + "".join(f" {f'{role} acc':>12s} {f'{role} loss':>12s}" for role in roles))
+    for row in scores:
+        cells = (f" {row[role]['accuracy']:12.3f} {row[role]['loss']:12.3f}" for role in roles)
+        print(f"{row['name']:24s}" + "".join(cells))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

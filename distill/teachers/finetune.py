@@ -1,4 +1,4 @@
-"""Fine-tuning teachers, whole or cross-fitted, and keeping them in the cache."""
+"""Kind `finetune`: teachers that are fine-tuned here, once or cross-fitted, and kept in the cache."""
 
 from __future__ import annotations
 
@@ -13,26 +13,32 @@ import torch
 from tqdm.auto import tqdm
 
 from distill import cache
-from distill.checks import NotFinite, check
+from distill.checks import NotFinite, UserError
 from distill.data.splits import Split, Task, stratified
 from distill.data.tokens import Stream
 from distill.losses import label_loss
 from distill.models.build import fresh_classifier, word_tokenizer
 from distill.models.engine import Engine, isolated_rng
 from distill.models.loading import check_length, load_classifier, load_tokenizer, resolve
-from distill.settings import StudentSettings, TeacherSettings, digest
+from distill.settings import FinetuneTeacher, StudentSettings, TeacherSettings, digest
 from distill.student import Student
+from distill.teachers.checkpoint import ModelTeacher
 from distill.teachers.signals import Source
-from distill.teachers.sources import ModelTeacher
 
 FORMAT = 1  # of a fine-tuned teacher; raised whenever fine-tuning changes
 
 
 class FoldedTeacher:
-    """A teacher cross-fitted on the train split: of every training instance its signals come from a copy that never saw it.
+    """A teacher that is cross-fitted on train: each training instance gets the logits of a copy that never saw it.
 
-    A fine-tuned teacher is over-confident where it was trained; its copies are not. Other splits, which no copy saw,
-    are left to the teacher fine-tuned on everything.
+    A fine-tuned teacher is over-confident on the instances it was trained on; its copies are not. Instances of other
+    splits get the logits of the teacher that was fine-tuned on all of train.
+
+    Args:
+        whole: the teacher fine-tuned on all of train.
+        copies: for each fold, a teacher fine-tuned on the other folds.
+        train: the train split.
+        fold: fold of each training instance, int64 `[N]`.
     """
 
     def __init__(self, whole: Source, copies: list[Source], train: Split, fold: np.ndarray) -> None:
@@ -41,35 +47,39 @@ class FoldedTeacher:
         self._fold = dict(zip(train.ids.tolist(), fold.tolist(), strict=True))
 
     def compute(self, split: Split) -> np.ndarray:
-        """Logits, float32 `[N,C]`."""
+        """Logits: float32 `[N,C]`."""
         if split.role != "train":
             return self.whole.compute(split)
         return self._from_copies(split.ids, lambda copy, here: copy.compute(split.take(here)))
 
     def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
-        """Logits of a few instances, float32 `[B,C]`."""
+        """Logits of a few rows: float32 `[B,C]`."""
         if split.role != "train":
             return self.whole.at(split, rows)
         return self._from_copies(split.ids[rows], lambda copy, here: copy.at(split, rows[here]))
 
-    def _from_copies(self, ids: np.ndarray, ask: Callable[[Source, np.ndarray], np.ndarray]) -> np.ndarray:
-        """What `ask` gets of each instance's own copy, by place in `ids`."""
+    def _from_copies(self, ids: np.ndarray, logits: Callable[[Source, np.ndarray], np.ndarray]) -> np.ndarray:
+        """For each of `ids` the logits of its own copy; `logits(copy, places in ids)` computes them."""
         fold = np.array([self._fold[name] for name in ids.tolist()])
         out = np.empty((len(ids), self.width), np.float32)
         for i, copy in enumerate(self.copies):
             here = np.flatnonzero(fold == i)
             if len(here):
-                out[here] = ask(copy, here)
+                out[here] = logits(copy, here)
         return out
 
     def release(self) -> None:
-        """Forget the loaded models; they are loaded again when asked."""
+        """Free the models and tokens of the teacher and its copies. They are loaded again when they are needed."""
         for source in (self.whole, *self.copies):
             source.release()
 
 
 def folds_of(train: Split, folds: int) -> np.ndarray:
-    """The fold `[N]` of every training instance: stratified by label, and the same for all teachers of a pool."""
+    """The fold of every training instance, int64 `[N]`: stratified by label, and the same for all teachers of a pool.
+
+    Raises:
+        UserError: if a class has fewer instances than there are folds.
+    """
     from sklearn.model_selection import StratifiedKFold
 
     fewest = int(np.unique(train.labels, return_counts=True)[1].min())
@@ -82,12 +92,37 @@ def folds_of(train: Split, folds: int) -> np.ndarray:
     return fold
 
 
-def _fine_tuned(spec: TeacherSettings, task: Task, data: Split, home: Path, engine: Engine) -> Source:
+def learns_train(spec: TeacherSettings) -> bool:
+    """Whether the teacher is fine-tuned on the train split here. Only such teachers can be cross-fitted."""
+    return isinstance(spec, FinetuneTeacher) and spec.pool is None
+
+
+def build_finetune(spec: FinetuneTeacher, task: Task, home: Path, engine: Engine, folds: int) -> Source:
+    """The teacher fine-tuned on train or on its pool, and cross-fitted if it learns train and `folds` is not 0.
+
+    Raises:
+        UserError: for a pool that the task does not have, too many folds, or a checkpoint that cannot be fine-tuned.
+    """
+    if spec.pool is not None and spec.pool not in task.pools:
+        raise UserError(
+            f"{spec.what}: task {task.name} has no pool {spec.pool!r}; it has {', '.join(task.pools) or 'none'}"
+        )
+    data = task.splits["train"] if spec.pool is None else task.pools[spec.pool]
+    if not folds or not learns_train(spec):
+        return fine_tuned(spec, task, data, home, engine)
+    fold = folds_of(data, folds)  # raises its errors before anything is trained
+    whole = fine_tuned(spec, task, data, home, engine)
+    others = [data.take(np.flatnonzero(fold != i)) for i in range(folds)]
+    return FoldedTeacher(whole, [fine_tuned(spec, task, part, home, engine) for part in others], data, fold)
+
+
+def fine_tuned(spec: FinetuneTeacher, task: Task, data: Split, home: Path, engine: Engine) -> Source:
     """The teacher fine-tuned on `data`, from the cache or made now."""
-    base = resolve(spec.path, f"teacher {spec.name}") if spec.path else None
+    base = resolve(spec.path, spec.what) if spec.path else None
     facts = {
         "format": FORMAT,
-        "spec": {k: v for k, v in asdict(spec).items() if k not in ("path", "labels")},
+        # The weights of the checkpoint are part of the identity, not where they are.
+        "spec": {k: v for k, v in asdict(spec).items() if k != "path"},
         "base": cache.folder_fingerprint(base) if base else None,
         "data": data.labelled_fingerprint,
         "vocabulary": None if base else _vocabulary_fingerprint(task),
@@ -96,7 +131,7 @@ def _fine_tuned(spec: TeacherSettings, task: Task, data: Split, home: Path, engi
     }
     folder = home / "teachers" / f"{task.name}-{spec.name}-{digest(facts)}"
     manifest = cache.entry(folder, facts, lambda temporary: fit(spec, task, data, base, temporary, engine))
-    return ModelTeacher(spec, folder, digest(manifest["files"]), task, engine)
+    return ModelTeacher(spec.name, folder, digest(manifest["files"]), task, engine, spec.max_length)
 
 
 def _vocabulary_fingerprint(task: Task) -> str:
@@ -104,52 +139,77 @@ def _vocabulary_fingerprint(task: Task) -> str:
 
 
 def vocabulary_texts(task: Task) -> list[tuple[str, ...]]:
-    """The texts that a word-level vocabulary is made of: train and the pools, never reward, dev or test."""
+    """The texts that a word-level vocabulary is made from: train and the pools, never reward, dev or test."""
     return [t for s in (task.splits["train"], *task.pools.values()) for t in s.texts]
 
 
 def fit(
-    spec: TeacherSettings,
+    spec: FinetuneTeacher,
     task: Task,
     data: Split,
     base: Path | None,
     folder: Path,
     engine: Engine,
 ) -> dict[str, Any]:
-    """Fine-tune one teacher on `data` and write it to `folder` in transformers format; returns facts for its manifest."""
+    """Fine-tune one teacher and save it in the format of `transformers`.
+
+    Args:
+        spec: settings of the teacher.
+        task: the task.
+        data: training data, of role train or pool.
+        base: the checkpoint to start from; None: random weights.
+        folder: where the teacher is saved.
+        engine: where and how it computes.
+
+    Returns:
+        For the manifest of its cache entry: `steps`, `instances` and `seconds`.
+
+    Raises:
+        RoleError: for data of another role.
+        NotFinite: when a loss or a weight is not finite.
+    """
     data.require("train", "pool")
-    what = f"teacher {spec.name}"
     rng = np.random.default_rng(spec.seed)
     if spec.share < 1:
         data = data.take(stratified(data.labels, max(1, round(spec.share * len(data))), rng))
-    if base is None:
-        tokenizer = word_tokenizer(vocabulary_texts(task), spec.max_length)
-        config = {"max_position_embeddings": spec.max_length, **spec.config}
-        model = fresh_classifier(config, tokenizer, task.label_names, spec.seed, what)
-    else:
-        tokenizer = load_tokenizer(base, what)
-        model = load_classifier(base, task.label_names, spec.seed, what, spec.layers)
-    check_length(model, spec.max_length, what)
-    how = StudentSettings(
+    # 1. The model and its tokenizer.
+    model, tokenizer = _initial(spec, task, base)
+    settings = StudentSettings(
         lr=spec.lr, schedule="linear", warmup=0.06, max_length=spec.max_length, freeze_embeddings=spec.freeze_embeddings
     )
-    student = Student(model, tokenizer, how, engine)
+    student = Student(model, tokenizer, settings, engine)
+    # 2. Batches of labelled texts.
     tokens = student.tokenize(data.texts)
     labels = torch.from_numpy(data.labels).to(engine.device)
     stream = Stream(tokens.lengths, min(spec.batch_size, len(data)), spec.seed)
     steps = max(1, spec.epochs * len(data) // stream.batch_size)
+    # 3. Train on the labels alone. Dropout draws from the global generator, which must not notice.
     student.begin(steps)
     started = time.perf_counter()
     try:
         with isolated_rng(spec.seed):
-            for _ in tqdm(range(steps), desc=f"fine-tuning {what}", unit="step", disable=None, leave=False):
+            for _ in tqdm(range(steps), desc=f"fine-tuning {spec.what}", unit="step", disable=None, leave=False):
                 rows = stream.next()
                 gold = labels[torch.from_numpy(rows).to(engine.device)]
                 student.step(tokens.batch(rows), label_loss(gold))
         student.check_weights()
     except NotFinite:
         raise NotFinite(
-            f"{what}: fine-tuning left the finite numbers by step {student.steps} with lr={spec.lr:g}; lower its lr"
+            f"{spec.what}: fine-tuning gave a loss or weights that are not finite by step {student.steps} "
+            f"with lr={spec.lr:g}; lower its lr"
         ) from None
     student.save(folder)
     return {"steps": steps, "instances": len(data), "seconds": round(time.perf_counter() - started, 1)}
+
+
+def _initial(spec: FinetuneTeacher, task: Task, base: Path | None) -> tuple[Any, Any]:
+    """The model before fine-tuning, and its tokenizer."""
+    if base is None:
+        tokenizer = word_tokenizer(vocabulary_texts(task), spec.max_length)
+        config = {"max_position_embeddings": spec.max_length, **spec.config}
+        model = fresh_classifier(config, tokenizer, task.label_names, spec.seed, spec.what)
+    else:
+        tokenizer = load_tokenizer(base, spec.what)
+        model = load_classifier(base, task.label_names, spec.seed, spec.what, spec.layers)
+    check_length(model, spec.max_length, spec.what)
+    return model, tokenizer

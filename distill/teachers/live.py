@@ -1,4 +1,4 @@
-"""Signals computed on demand: a teacher runs only for the instances that ask for it."""
+"""Signals computed on demand: a teacher runs only for the instances that need it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from distill.teachers.signals import Source, checked
 
 
 class LiveSignals:
-    """Signals computed on demand: a forward of a teacher for the instances that ask for it, and for no other."""
+    """`TeacherSignals` computed on demand. Nothing is stored; a teacher runs for the chosen instances only."""
 
     selective = True
 
@@ -18,17 +18,22 @@ class LiveSignals:
         self.split, self.teachers, self.encoder = split, teachers, encoder
 
     def logits(self, rows: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
-        """Teacher logits, float32 `[B,K,C]`; with `chosen` (bool `[B,K]`) zeros elsewhere, where no teacher is run.
+        """Teacher logits of `rows` (int64 `[B]`): float32 `[B,K,C]`.
 
-        Raises `UserError` for a number that is not finite, as the store does.
+        Args:
+            rows: rows of the split.
+            chosen: bool `[B,K]`, the pairs that are computed; others get zeros. None: all pairs.
+
+        Raises:
+            UserError: for an output that is not finite, as `StoredSignals` does.
         """
         out = np.zeros((len(rows), len(self.teachers), self.teachers[0].width), np.float32)
         for k, teacher in enumerate(self.teachers):
-            asking = np.arange(len(rows)) if chosen is None else np.flatnonzero(chosen[:, k])
-            if len(asking):
-                out[asking, k] = checked(teacher.at(self.split, rows[asking]), len(asking), teacher)
+            needed = np.arange(len(rows)) if chosen is None else np.flatnonzero(chosen[:, k])
+            if len(needed):
+                out[needed, k] = checked(teacher.at(self.split, rows[needed]), len(needed), teacher)
         return out
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Encoder vectors of unit length, float32 `[B,D]`."""
+        """Encoder vectors of unit length: float32 `[B,D]`."""
         return checked(self.encoder.at(self.split, rows), len(rows), self.encoder)

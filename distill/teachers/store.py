@@ -1,4 +1,4 @@
-"""Signals stored on disk: each source passes over a split once; later runs load no model."""
+"""Signals stored on disk. Each source computes a split once; later runs load no model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from distill.checks import UserError
 from distill.data.splits import Split
 from distill.teachers.signals import Source, checked
 
-FORMAT = 2  # of stored arrays; raised whenever what is stored changes
+FORMAT = 2  # of stored arrays; raised whenever their contents or layout change
+BLOCK = 64  # rows that share a checksum
+SHARD = 8192  # instances between two files from which an interrupted build continues
+RESIDENT = 64 << 20  # bytes of a file that may stay in memory before they are given back
+AROUND = 2 << 20  # bytes that the kernel may read around a row
 
 
 class StoredSignals:
-    """Signals read from the store."""
+    """`TeacherSignals` read from disk. What is not stored yet is computed and stored when the object is made."""
 
     selective = False
 
@@ -30,35 +34,32 @@ class StoredSignals:
         self._vectors = stored(encoder, split, home)
 
     def logits(self, rows: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
-        """Teacher logits, float32 `[B,K,C]`, of all pairs."""
+        """Teacher logits of `rows` (int64 `[B]`): float32 `[B,K,C]`. All pairs are there, whatever `chosen` says."""
         return np.stack([array[rows] for array in self._logits], 1)
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Encoder vectors of unit length, float32 `[B,D]`."""
+        """Encoder vectors of unit length: float32 `[B,D]`."""
         return self._vectors[rows]
 
 
-BLOCK = 64  # rows under one checksum
-
-
-SHARD = 8192  # instances between two points that a killed build goes on from
-
-
-RESIDENT = 64 << 20  # bytes of a file that may stay mapped before they are given back
-
-
-AROUND = 2 << 20  # bytes the kernel may map around a row
-
-
 class StoredArray:
-    """Rows of a stored array `[N, width]`, read as they are asked for, each block checked when it is first met.
+    """A stored array `[N, width]` whose rows are read when they are needed.
 
-    Opening costs nothing that grows with the width, and the memory held does not grow with what has been read.
+    Each block of rows is checked against its checksum the first time one of its rows is read. The memory in use does
+    not grow with the number of rows that have been read.
+
+    Args:
+        folder: the cache entry.
+        count: N.
+        width: length of a row.
+
+    Raises:
+        UserError: for an entry that cannot be read.
     """
 
     def __init__(self, folder: Path, count: int, width: int) -> None:
         self.folder, self.shape = folder, (count, width)
-        try:  # no header: nothing in the file is outside the checksums
+        try:  # the file has no header, so that the checksums cover all of it
             self._values: np.memmap[Any, Any] = np.memmap(folder / "values.f32", "<f4", "r", shape=self.shape)
             self._sums: np.ndarray = np.load(folder / "sums.npy", allow_pickle=False)
         except (OSError, ValueError) as error:
@@ -70,7 +71,11 @@ class StoredArray:
         return len(self._values)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Float32 `[B, width]`, a copy; `UserError` where the file is not what was written."""
+        """A copy of `rows` (int64 `[B]`): float32 `[B, width]`.
+
+        Raises:
+            UserError: if a block with one of the rows does not match its checksum.
+        """
         blocks = np.unique(rows // BLOCK)
         for block in blocks[~self._known[blocks]]:
             if _sum_of(self._values[block * BLOCK : (block + 1) * BLOCK]) != self._sums[block]:
@@ -82,7 +87,8 @@ class StoredArray:
         out: np.ndarray = self._values[rows]
         self._mapped += len(blocks) * AROUND
         if min(self._mapped, self._values.nbytes) > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
-            self._values._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # the kernel still has the pages
+            # Pages that are given back stay in the kernel's cache, so that reading them again costs little.
+            self._values._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
             self._mapped = 0
         return out
 
@@ -92,9 +98,13 @@ def _sum_of(block: np.ndarray) -> int:
 
 
 def stored(source: Source, split: Split, home: Path) -> StoredArray:
-    """The source's output over a split `[N, width]`, computed and kept at the first call; a killed build goes on where it was.
+    """The outputs of a source for a split, `[N, width]`: from the cache, or computed and stored now.
 
-    Raises `UserError` naming both sides when the entry found is of another split, source or format, or is damaged.
+    An interrupted build continues from its last shard.
+
+    Raises:
+        UserError: for outputs that are not finite, an entry that is damaged, or one of another split, source or
+            format; the message names both.
     """
     facts = {
         "format": FORMAT,
@@ -110,18 +120,19 @@ def stored(source: Source, split: Split, home: Path) -> StoredArray:
         path = temporary / "values.f32"
         starts = range(0, len(split), SHARD)
         whole = len(split) <= SHARD
-        with open(path, "wb") as file:  # not a map: writing to one on a full disk ends the process (SIGBUS)
+        with open(path, "wb") as file:  # not a memory map: on a full disk, writing to one kills the process (SIGBUS)
             for start in tqdm(starts, desc=f"storing {source.name}", unit="shard", disable=True if whole else None):
-                part = split if whole else split.take(np.arange(start, min(start + SHARD, len(split))))
-                values = (
-                    checked(source.compute(part), len(part), source) if whole else _shard(source, part, shards, start)
-                )
+                if whole:
+                    values = checked(source.compute(split), len(split), source)
+                else:
+                    part = split.take(np.arange(start, min(start + SHARD, len(split))))
+                    values = _shard(source, part, shards, start)
                 file.write(values.astype("<f4").tobytes())
         stored_values = np.memmap(path, "<f4", "r", shape=(len(split), source.width))
         sums = [_sum_of(stored_values[i : i + BLOCK]) for i in range(0, len(split), BLOCK)]
         (temporary / "sums.npy").write_bytes(cache.npy(np.array(sums, np.uint32)))
         (temporary / "ids.npy").write_bytes(cache.npy(split.ids.astype(np.str_)))
-        source.release()  # a pool need not lie in memory whole
+        source.release()  # the models of a pool need not fit into memory together
         return {"width": source.width}
 
     cache.entry(folder, facts, build, checked_later=("values.f32",))
@@ -130,7 +141,10 @@ def stored(source: Source, split: Split, home: Path) -> StoredArray:
 
 
 def _shard(source: Source, part: Split, folder: Path, start: int) -> np.ndarray:
-    """One shard's values, from a build that was killed or computed now; a file carries its checksum in its name."""
+    """Outputs `[n, width]` for one shard: from an interrupted build, or computed now and kept for the next one.
+
+    The name of a shard's file holds its first row and its checksum.
+    """
     for path in folder.glob(f"{start}-*.f32"):
         data = path.read_bytes()
         if path.stem == f"{start}-{zlib.crc32(data)}" and len(data) == 4 * len(part) * source.width:
