@@ -67,9 +67,12 @@ class Chart:
 
 
 def short(agent: str) -> str:
-    """An entry of `agents=` as figures name it: without its number of episodes, other settings by their last word."""
+    """An entry of `agents=` as figures name it: without its number of episodes, other settings by their last word.
+
+    A name is called by its group: `credit.name=shared` is `credit=shared`.
+    """
     words = [w.partition("=") for w in agent.split() if "episodes=" not in w]
-    return " ".join(f"{key.rpartition('.')[2]}{sign}{value}" for key, sign, value in words)
+    return " ".join(f"{key.removesuffix('.name').rpartition('.')[2]}{sign}{value}" for key, sign, value in words)
 
 
 def is_learnt(entry: Mapping[str, Any]) -> bool:
