@@ -1,4 +1,4 @@
-"""Statistics of a comparison over seeds: robust means with intervals, paired differences, and what survives correction.
+"""Statistics of a comparison over seeds: robust means with intervals, paired differences, p-values and their correction.
 
 IQM, stratified bootstrap and probability of improvement as in Agarwal et al. (NeurIPS 2021, arXiv 2108.13264).
 """
@@ -13,14 +13,22 @@ from scipy import stats
 
 
 def iqm(values: np.ndarray) -> float:
-    """Interquartile mean: the mean of the middle half of all values."""
+    """Interquartile mean: the mean of the middle half of the values, of any shape."""
     return float(stats.trim_mean(np.ravel(values), 0.25))
 
 
 def bootstrap(strata: Sequence[np.ndarray], level: float = 0.95, resamples: int = 4000) -> tuple[float, float] | None:
-    """Percentile interval of the IQM over all strata (tasks), seeds drawn anew within each; None from a single seed each.
+    """Percentile interval of the IQM, by the stratified bootstrap: seeds are resampled within each stratum.
 
-    Deterministic: it draws from a generator of its own.
+    It uses a generator with a fixed seed, so the same values always give the same interval.
+
+    Args:
+        strata: the values of all seeds of each task, `[seeds]` each.
+        level: confidence level.
+        resamples: number of bootstrap samples.
+
+    Returns:
+        The ends of the interval; None if every stratum has a single seed.
     """
     if all(len(s) < 2 for s in strata):
         return None
@@ -32,19 +40,25 @@ def bootstrap(strata: Sequence[np.ndarray], level: float = 0.95, resamples: int 
 
 
 def with_interval(value: float, interval: Sequence[float] | None, form: str, factor: float = 1.0) -> str:
-    """`value [low, high]`, all times `factor`; the value alone where there is no interval."""
+    """`value [low, high]`, all multiplied by `factor`; the value alone if there is no interval."""
     text = f"{factor * value:{form}}"
     return text if interval is None else f"{text} [{factor * interval[0]:{form}}, {factor * interval[1]:{form}}]"
 
 
 def is_clear(interval: Sequence[float] | None) -> bool:
-    """Whether an interval is known and does not hold zero."""
+    """Whether there is an interval and it does not contain zero."""
     return interval is not None and (interval[0] > 0 or interval[1] < 0)
 
 
 @dataclass
 class Paired:
-    """A paired difference over seeds: mean, its 95 % interval (Student's t) and two-sided p; None from a single seed."""
+    """A paired difference over seeds.
+
+    Attributes:
+        mean: over the seeds.
+        interval: of the mean, by Student's t; None for a single seed.
+        p: two-sided p-value of the paired t-test; None for a single seed.
+    """
 
     mean: float
     interval: tuple[float, float] | None
@@ -52,7 +66,7 @@ class Paired:
 
 
 def paired(values: np.ndarray, control: np.ndarray, level: float = 0.95) -> Paired:
-    """`values - control` `[seeds]`, seed by seed. Differences that are all equal have an interval of no width."""
+    """Paired t-test of `values - control`, both `[seeds]`. Differences that are all equal give an interval of no width."""
     differences = np.asarray(values, float) - np.asarray(control, float)
     mean, n = float(differences.mean()), len(differences)
     if n < 2:
@@ -65,13 +79,13 @@ def paired(values: np.ndarray, control: np.ndarray, level: float = 0.95) -> Pair
 
 
 def improvement(values: np.ndarray, control: np.ndarray) -> float:
-    """Probability that a run of `values` beats a run of `control`, over all pairs of seeds; a tie counts half."""
+    """Probability that a run of `values` is better than a run of `control`, over all pairs of seeds; a tie counts half."""
     a, b = np.asarray(values)[:, None], np.asarray(control)[None]
     return float((a > b).mean() + (a == b).mean() / 2)
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """p-values after Holm's step-down correction, in their order; None (unknown) stays None and is not counted."""
+    """p-values after Holm's step-down correction, in the order given. None (unknown) stays None and is not counted."""
     known = sorted((value, i) for i, value in enumerate(p) if value is not None)
     out: list[float | None] = [None] * len(p)
     worst = 0.0

@@ -1,7 +1,8 @@
-"""The report: charts say what the cells hold, and the page works in a real browser, opened from disk."""
+"""The report: its charts show the numbers of the cells, and the page works in a real browser, opened from disk."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import shutil
@@ -13,7 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agents import report
+from agents.experiment.report import page as report
+from agents.experiment.report.chart import is_learnt, short
+from agents.experiment.report.charts import charts as make_charts
+from agents.experiment.tables import summarise
 
 pytest.importorskip("plotly", reason="needs the extra report")
 pytest.importorskip("matplotlib", reason="needs the extra report")
@@ -33,16 +37,17 @@ def measured(grid):
 
 
 def last_choices(places, agent):
+    """Last choices `[N,K]` of an agent, one array per seed."""
     return [np.load(p / "choices.npz")["last"].astype(float) for (a, _), p in places.items() if a == agent]
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------
 
 
-def test_charts_say_what_the_cells_hold(measured, prepared):
+def test_charts_show_the_numbers_of_the_cells(measured, prepared):
     comparison, results, places = measured
     choices = {"best_single": last_choices(places, "best_single")}
-    charts = {c.name: c for c in report.charts(comparison, results, choices, prepared)}
+    charts = {c.name: c for c in make_charts(comparison, results, choices, prepared)}
     rows = {r["agent"]: r for r in comparison["tables"]["test"]}
     forest = charts["differences-accuracy-test"].frame.set_index("agent")
     pair = rows["best_single"]["difference_accuracy"]
@@ -62,7 +67,7 @@ def test_selection_is_cut_as_the_chart_says(measured, prepared):
     comparison, results, places = measured
     agent = "best_single"
     choices = {agent: last_choices(places, agent)}
-    charts = {c.name: c for c in report.charts(comparison, results, choices, prepared)}
+    charts = {c.name: c for c in make_charts(comparison, results, choices, prepared)}
     train = prepared.task.splits["train"]
     right = prepared.signals("train").logits(np.arange(len(train))).argmax(-1) == train.labels[:, None]
     k, name = 2, prepared.teachers[2].name
@@ -84,7 +89,7 @@ def test_selection_is_cut_as_the_chart_says(measured, prepared):
         assert by[name, label] == pytest.approx(mean_rate((words >= low) & (words <= high)), rel=1e-6)
 
 
-def test_explorer_holds_what_was_said_and_done(measured, prepared):
+def test_explorer_shows_probabilities_choices_and_the_student(measured, prepared):
     _, _, places = measured
     cells = {a: dict(np.load(p / "choices.npz")) for (a, seed), p in places.items() if seed == 0}
     known = report.explorer(cells, prepared, [t.name for t in prepared.teachers], 0)
@@ -104,32 +109,136 @@ def test_explorer_holds_what_was_said_and_done(measured, prepared):
 
 
 @pytest.mark.parametrize(
-    ("entry", "learnt", "name"),
+    ("entry", "name"),
     [
-        ("reinforce agent.episodes=1 agent.credit=shared", True, "reinforce credit=shared"),
-        ("single:film", False, "single:film"),
-        ("headroom reward.center=false", False, "headroom center=false"),
-        ("ppo", True, "ppo"),
-        ("reinforce agent.lr=0.01 reward.direction_decay=0.9", True, "reinforce lr=0.01 direction_decay=0.9"),
+        ("reinforce agent.episodes=1 credit.name=shared", "reinforce credit=shared"),
+        ("single:film", "single:film"),
+        ("headroom credit.center=false", "headroom center=false"),
+        ("ppo", "ppo"),
+        ("reinforce agent.lr=0.01 credit.every=4", "reinforce lr=0.01 every=4"),
     ],
 )
-def test_names_of_agents(entry, learnt, name):
-    assert report.short(entry) == name
-    assert report.is_learnt(entry) is learnt
+def test_names_of_agents(entry, name):
+    assert short(entry) == name
+
+
+@pytest.mark.parametrize(
+    ("entry", "learnt"),
+    [
+        ({"agent": "my_rules:Mine", "learnt": True, "train_s": 0.0}, True),
+        ({"agent": "ppo", "learnt": False, "train_s": 2.0}, False),
+        # Rows and results of version 0.1
+        ({"agent": "reinforce", "train_s": 2.0}, True),
+        ({"agent": "best_single", "train_s": 0.0}, False),
+        ({"agent": "ppo", "joint_curve": [{"episode": 0}]}, True),
+        ({"agent": "control", "joint_curve": []}, False),
+    ],
+)
+def test_learnt_agents_are_those_whose_rows_say_so(entry, learnt):
+    assert is_learnt(entry) is learnt
+
+
+def test_modules_of_the_report_import_only_those_before_them():
+    order = ["chart", "charts", "drawing", "page"]
+    for place, name in enumerate(order):
+        tree = ast.parse((Path(report.__file__).with_name(f"{name}.py")).read_text(encoding="utf-8"))
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+        ours = {m for m in modules if m.startswith(("agents", "envs"))} - {"agents.experiment"}
+        assert ours <= {f"agents.experiment.report.{before}" for before in order[:place]}
+
+
+def made_up_results() -> list[dict]:
+    """Results of two agents and two seeds, with two test splits."""
+
+    def scores(value: float) -> dict[str, float]:
+        return {"accuracy": value, "loss": 1 - value, "brier": 0.2, "ece": 0.1, "f1": value, "matthews": 0.4}
+
+    return [
+        {
+            "agent": agent,
+            "learnt": learnt,
+            "seed": seed,
+            "metric": "accuracy",
+            "teachers": ["a", "b"],
+            "test": scores(0.7 + 0.1 * learnt + 0.01 * seed * (1 + learnt)),
+            "other": scores(0.6),
+            "selection": {"mean_size": 1.5, "rate": [1.0, 0.5]},
+            "curve": [{"step": 2, **scores(0.5)}, {"step": 4, **scores(0.7 + 0.1 * seed)}],
+            "selection_curve": [{"step": 2, "rate": [1.0, 0.5]}],
+            "joint_curve": [{"episode": 0, "gain": 0.25}] if learnt else [],
+            "cost": {"train_s": 3.0 * learnt, "follow_s": 1.0},
+        }
+        for agent, learnt in (("control", False), ("mine", True))
+        for seed in (0, 1)
+    ]
+
+
+def made_up_comparison() -> tuple[dict, list[dict]]:
+    results = made_up_results()
+    tables = {test: summarise(results, test) for test in ("test", "other")}
+    facts = {
+        "task": "made up",
+        "data": {"train": 2},
+        "teachers": ["a", "b"],
+        "device": "cpu",
+        "threads": 1,
+        "amp": "off",
+    }
+    run = {"failed": {}, "cells": [], "reproduce": ""}
+    return {"metric": "accuracy", "tests": list(tables), "seeds": [0, 1], "tables": tables, **facts, **run}, results
+
+
+def test_rows_of_the_table_say_whether_the_agent_is_learnt():
+    results = made_up_results()
+    assert [row["learnt"] for row in summarise(results, "test")] == [False, True]
+    for result in results:
+        del result["learnt"]
+    assert [row["learnt"] for row in summarise(results, "test")] == [False, True], "as in version 0.1"
+
+
+def test_figures_of_a_made_up_comparison():
+    comparison, results = made_up_comparison()
+    charts = {c.name: c for c in make_charts(comparison, results, {}, None)}
+    expected = [f"differences-{name}-{test}" for test in ("test", "other") for name in ("accuracy", "loss")]
+    assert list(charts) == [*expected, "student", "gain", "cost"]
+    forest = charts["differences-accuracy-test"]
+    assert forest.frame["mean"].tolist() == pytest.approx([10.5])
+    assert forest.title == "Accuracy compared with all teachers (test)"
+    assert charts["differences-loss-test"].frame["mean"].tolist() == pytest.approx([-0.105])
+    assert charts["student"].shown is not None
+    assert "mine" in charts["student"].shown, "curves of learnt agents are drawn at first"
+    assert charts["student"].frame.set_index(["agent", "step"])["accuracy"]["control", 4] == pytest.approx(0.75)
+
+
+def test_columns_of_the_table_are_explained():
+    comparison, _ = made_up_comparison()
+    table = report.make_table(comparison, "test")
+    assert len(table["head"]) == len(set(table["head"])) == len(table["help"])
+    assert all(table["help"])
+    control, mine = (dict(zip(table["head"], row, strict=True)) for row in table["rows"])
+    assert control["vs control, points [95 %]"] == ("", None, False)
+    assert mine["vs control, points [95 %]"].text.startswith("+10.50 [")
+    assert mine["vs control, points [95 %]"].bold
+    assert mine["training, s"] == ("3", 3.0, False)
+    html = report.render(comparison, {"test": table}, [], None)
+    assert "Expected calibration error" in html
+    assert '"learnt": ["mine"]' in html
 
 
 def test_cards_say_plainly_that_nothing_is_shown():
     def card(interval):
         pair = {"mean": 0.01, "interval": interval}
-        rows = [{"agent": "control", "mean": 0.5}, {"agent": "reinforce", "difference_accuracy": pair}]
-        return report._cards({"metric": "accuracy", "tests": ["test"], "tables": {"test": rows}, "seeds": [0, 1]})[1][
-            "note"
+        rows = [
+            {"agent": "control", "learnt": False, "mean": 0.5},
+            {"agent": "reinforce", "learnt": True, "difference_accuracy": pair},
         ]
+        comparison = {"metric": "accuracy", "tests": ["test"], "tables": {"test": rows}, "seeds": [0, 1]}
+        return report.cards(comparison)[1]["note"]
 
-    assert "zero is inside: nothing shown" in card([-0.01, 0.03])
-    assert card([0.002, 0.03]).endswith("above zero")
-    assert card([-0.02, -0.01]).endswith("below zero")
-    assert "one seed, no interval" in card(None)
+    assert card([-0.01, 0.03]).endswith("it contains zero, so no difference is shown")
+    assert card([0.002, 0.03]).endswith("better than the control")
+    assert card([-0.02, -0.01]).endswith("worse than the control")
+    assert "one seed, so no interval" in card(None)
 
 
 def test_every_figure_and_table_has_its_files(grid):
@@ -142,7 +251,7 @@ def test_every_figure_and_table_has_its_files(grid):
 
 
 def test_no_report_without_its_packages(grid, tiny_overrides, tmp_path, monkeypatch, capsys):
-    """One line, and the comparison is there all the same."""
+    """One line says so; the comparison is written without its report."""
     from compare_helpers import AGENTS
 
     import configs
@@ -166,7 +275,7 @@ def test_no_report_without_its_packages(grid, tiny_overrides, tmp_path, monkeypa
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Headless Chromium that keeps its console."""
+    """Headless Chromium; tests read its console."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
     driver = shutil.which("chromedriver")
     binary = shutil.which("chromium") or shutil.which("google-chrome")
@@ -186,7 +295,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, grid):
-    """The report of the grid, freshly opened; what it wrote on the console must be nothing."""
+    """The report of the grid, newly opened. It must write nothing on the console."""
     browser.get((grid[0] / "report" / "index.html").as_uri())
     assert wait(browser, "return document.querySelectorAll('.plot .main-svg').length") >= 12
     yield browser
@@ -194,7 +303,7 @@ def page(browser, grid):
 
 
 def wait(browser, script: str, seconds: float = 20.0):
-    """The script's value as soon as it is true."""
+    """Wait until the script's value is true; returns it."""
     deadline = time.monotonic() + seconds
     while not (value := browser.execute_script(script)):
         assert time.monotonic() < deadline, script
@@ -213,7 +322,7 @@ def find(browser, css: str):
     return browser.find_element("css selector", css)
 
 
-def test_nothing_comes_from_elsewhere(page):
+def test_the_page_loads_nothing_else(page):
     loaded = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert loaded == []
     assert page.execute_script("return [...document.querySelectorAll('.plot')].every(p => p.data && p.data.length)")
@@ -228,7 +337,7 @@ def test_sorting(page):
     head[1].click()
     assert [float(v) for v in column(page, 1)] == down[::-1]
     head[3].click()
-    assert column(page, 0)[-1] == "control", "what has no value comes last"
+    assert column(page, 0)[-1] == "control", "a cell without a value is sorted last"
     head[0].click()
     assert column(page, 0) == sorted(column(page, 0))
 
@@ -306,7 +415,7 @@ def test_light_and_dark(page):
 
 
 def test_readable_on_a_phone(page):
-    """Nothing is wider than the screen (tables scroll inside their own frames), and plots keep within their boxes."""
+    """Nothing is wider than the screen (tables scroll inside their own frames), and plots stay inside their boxes."""
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     try:
@@ -323,7 +432,7 @@ def test_readable_on_a_phone(page):
 
 
 def test_text_stays_text(browser, measured, prepared, tmp_path):
-    """Reviews, teachers, labels, agents and errors that look like HTML are shown and do nothing."""
+    """Reviews, teachers, labels, agents and errors that contain HTML are shown as text."""
     comparison, results, places = measured
     comparison = json.loads(json.dumps(comparison).replace("best_single", "best_single <i>x</i>"))
     comparison["failed"] = {EVIL: EVIL}
@@ -350,7 +459,7 @@ def test_text_stays_text(browser, measured, prepared, tmp_path):
     assert browser.get_log("browser") == []
 
 
-def test_written_again_over_itself(measured, prepared, tmp_path):
+def test_writing_a_report_twice_gives_the_same_bytes(measured, prepared, tmp_path):
     comparison, results, places = measured
     one = report.write(tmp_path, comparison, results, places, prepared).read_bytes()
     assert report.write(tmp_path, comparison, results, places, prepared).read_bytes() == one

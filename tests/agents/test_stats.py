@@ -30,7 +30,7 @@ def test_the_bootstrap_agrees_with_scipy():
 
 
 def test_the_bootstrap_draws_within_tasks():
-    """Two tasks without spread of their own: no resampling can change the middle, however far apart they are."""
+    """Two tasks whose values do not differ within the task: resampling cannot change the middle, however far apart they are."""
     assert bootstrap([np.zeros(5), np.ones(5)]) == pytest.approx((0.5, 0.5))
     low, high = bootstrap([np.array([0.0] * 5 + [1.0] * 5)])
     assert low < 0.5 < high
@@ -51,7 +51,7 @@ def test_paired_differences_agree_with_scipy():
     assert ours.interval == pytest.approx(tuple(known.confidence_interval(0.95)))
 
 
-def test_equal_runs_differ_by_nothing():
+def test_equal_differences_have_an_interval_of_no_width():
     same = paired(np.array([0.7, 0.8]), np.array([0.7, 0.8]))
     assert (same.mean, same.interval, same.p) == (0.0, (0.0, 0.0), 1.0)
     shifted = paired(np.array([0.5, 1.5]), np.array([0.0, 1.0]))
@@ -67,7 +67,7 @@ def test_the_probability_of_improvement_is_mann_whitneys():
 
 
 def test_holm_steps_down():
-    """0.01*4, then 0.02*3, then 0.03*2 but never below the one before, then 0.9."""
+    """0.01*4, then 0.02*3, then 0.03*2 but never below the value before it, then 0.9."""
     assert holm([0.9, 0.01, None, 0.03, 0.02]) == pytest.approx([0.9, 0.04, None, 0.06, 0.06])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []

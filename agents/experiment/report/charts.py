@@ -1,242 +1,281 @@
-"""Every figure of the report as a tidy table."""
+"""The figures of the report, one function a figure. All of them are tidy tables (`Chart`)."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from agents.rules import RULES
+from agents.experiment.report.chart import Chart, is_learnt, short
 from distill.process import Prepared
 
-RULE_OUT = ("control", "labels")  # nothing is chosen there
+# Curves that the page shows at first, beside those of learnt agents: what to compare them with.
+REFERENCES = ("control", "oracle", "headroom", "best_single")
 
-
-@dataclass
-class Chart:
-    """A figure as a tidy table: `x`, `y` and, where there is one, the `group` drawn in a colour of its own.
-
-    forest: `mean` with `low` and `high` for every `y`. lines and bars: one series a group; `stack` puts bars on each
-    other. `facet` names the column of agents when every agent has a picture of its own.
-    """
-
-    name: str
-    title: str
-    note: str
-    kind: str  # forest, lines, bars, stack
-    frame: pd.DataFrame
-    x: str
-    y: str
-    group: str | None = None
-    facet: str | None = None
-    x_title: str = ""
-    y_title: str = ""
-
-    def parts(self) -> Iterator[tuple[str, pd.DataFrame]]:
-        """One picture after another: all of the table, or that of each agent."""
-        if self.facet is None:
-            yield "", self.frame
-            return
-        for agent in dict.fromkeys(self.frame[self.facet]):
-            yield str(agent), self.frame[self.frame[self.facet] == agent]
-
-    def series(self, frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-        """The groups of a picture, in the order of the whole table."""
-        if self.group is None:
-            yield "", frame
-            return
-        for name in dict.fromkeys(self.frame[self.group]):
-            part = frame[frame[self.group] == name]
-            if len(part):
-                yield str(name), part
-
-
-def short(agent: str) -> str:
-    """An entry of `agents=` as figures call it: the settings that only say how long it trains are left out."""
-    words = [w.partition("=") for w in agent.split() if "episodes=" not in w]
-    return " ".join(f"{key.rpartition('.')[2]}{sign}{value}" for key, sign, value in words)
-
-
-def is_learnt(agent: str) -> bool:
-    """Whether an entry of `agents=` is a learnt policy and not a rule."""
-    return agent.split()[0].partition(":")[0] not in (*RULES, "single")
+Rows = list[dict[str, Any]]
+Choices = Mapping[str, Sequence[np.ndarray]]
 
 
 def charts(
     comparison: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
-    choices: Mapping[str, Sequence[np.ndarray]],
+    choices: Choices,
     prepared: Prepared,
 ) -> list[Chart]:
-    """Every figure of the report; `choices` are the last choices `[N,K]` of every agent, one array a seed."""
+    """All figures of the report.
+
+    Args:
+        comparison: content of comparison.json.
+        results: results of all finished cells, with their curves.
+        choices: the last choices `[N,K]` for the training instances, one array per seed, of every agent that chooses;
+            -1 where the run never met an instance.
+        prepared: the task with its signals.
+    """
     metric = comparison["metric"]
-    out = []
-    for test in comparison["tests"]:
-        for name, factor, unit, better in ((metric, 100, "points", "right"), ("loss", 1, "nats", "left")):
-            rows = [
-                {"agent": short(r["agent"]), **_span(r[f"difference_{name}"], factor)}
-                for r in comparison["tables"][test]
-                if f"difference_{name}" in r
-            ]
-            if rows:
-                title = f"{'Accuracy' if name == 'accuracy' else name.capitalize()} against all teachers"
-                title += f" ({test})" if len(comparison["tests"]) > 1 else ""
-                note = f"Paired differences over seeds with 95 % intervals; further {better} is better. An interval that holds zero shows nothing."
-                frame = pd.DataFrame(rows).sort_values("mean", ascending=name == metric, kind="stable")
-                out.append(
-                    Chart(
-                        f"differences-{name}-{test}",
-                        title,
-                        note,
-                        "forest",
-                        frame,
-                        "mean",
-                        "agent",
-                        x_title=f"{unit} to the control",
-                    )
-                )
-    curve = _mean_of(
-        [{"agent": short(r["agent"]), "step": c["step"], metric: c[metric]} for r in results for c in r["curve"]],
-        ["agent", "step"],
-    )
-    note = "From the same warm start on the same batches; mean over seeds. Dev picks the point that test is read at."
-    out.append(
-        Chart(
-            "student",
-            f"The student's dev {metric}",
-            note,
-            "lines",
-            curve,
-            "step",
-            metric,
-            "agent",
-            x_title="student steps",
-            y_title=f"dev {metric}",
-        )
-    )
-    gains = [{"agent": short(r["agent"]), **c} for r in results for c in r["joint_curve"] if "gain" in c]
-    if gains:
-        frame = _mean_of([{k: g[k] for k in ("agent", "episode", "gain")} for g in gains], ["agent", "episode"])
-        note = "Sum of the measured gains on the reward split, nats, by episode of joint training; mean over seeds."
-        out.append(
-            Chart(
-                "gain",
-                "Gain in joint training",
-                note,
-                "lines",
-                frame,
-                "episode",
-                "gain",
-                "agent",
-                x_title="episode",
-                y_title="gain, nats",
-            )
-        )
     names = list(results[0]["teachers"])
-    rates = [
-        {"agent": short(r["agent"]), "step": c["step"], "teacher": t, "rate": rate}
-        for r in results
-        if r["agent"] in choices
-        for c in r["selection_curve"]
-        for t, rate in zip(names, c["rate"], strict=True)
+    found: list[Chart | None] = [
+        differences(comparison, test, name) for test in comparison["tests"] for name in (metric, "loss")
     ]
-    if rates:
-        frame = _mean_of(rates, ["agent", "teacher", "step"])
-        note = "Share of instances that each teacher was chosen for (mean weight, where an agent weighs), in the fixed run."
-        out.append(
-            Chart(
-                "selection-time",
-                "Selection over time",
-                note,
-                "lines",
-                frame,
-                "step",
-                "rate",
-                "teacher",
-                "agent",
-                "student steps",
-                "rate",
-            )
-        )
-        out += _selection(choices, prepared, names)
-    cost = [
-        {"agent": short(r["agent"]), "part": part, "seconds": r[key]}
-        for r in comparison["tables"][comparison["tests"][0]]
-        for part, key in (("training the agent", "train_s"), ("distilling under it", "follow_s"))
+    found += [student_curve(results, metric), training_gain(results), selection_over_time(results, choices, names)]
+    if choices:
+        found += [selection(cut, choices, names) for cut in cuts(prepared, len(names))]
+    found.append(cost(comparison))
+    return [chart for chart in found if chart is not None]
+
+
+# --- quality ----------------------------------------------------------------------------------------------------------
+
+
+def differences(comparison: Mapping[str, Any], test: str, name: str) -> Chart | None:
+    """Every agent's difference to the control on one test, of the metric or of the loss; None when only the control ran."""
+    is_loss = name == "loss"
+    factor, unit, better = (1, "nats", "left") if is_loss else (100, "percentage points", "right")
+    rows = [
+        {"agent": short(row["agent"]), **_span(row[f"difference_{name}"], factor)}
+        for row in comparison["tables"][test]
+        if f"difference_{name}" in row
     ]
-    note = "Mean over seeds. The control's bar is the price of distillation itself."
-    out.append(Chart("cost", "Cost", note, "stack", pd.DataFrame(cost), "seconds", "agent", "part", x_title="seconds"))
-    return out
+    if not rows:
+        return None
+    title = f"{name.capitalize()} compared with all teachers"
+    title += f" ({test})" if len(comparison["tests"]) > 1 else ""
+    note = (
+        "Dots: the mean difference to the control, which learns from all teachers. Bars: 95 % intervals, the range in "
+        f"which the true difference probably lies. Further {better} is better. A bar that crosses zero shows no difference."
+    )
+    frame = pd.DataFrame(rows).sort_values("mean", ascending=not is_loss, kind="stable")
+    x_title = f"difference to the control, {unit}"
+    return Chart(f"differences-{name}-{test}", title, note, "forest", frame, "mean", "agent", x_title=x_title)
 
 
 def _span(pair: Mapping[str, Any], factor: float) -> dict[str, float]:
+    """Mean and ends of the interval of a paired difference; a single seed has an interval of no width."""
     low, high = pair["interval"] or (pair["mean"], pair["mean"])
     return {"mean": factor * pair["mean"], "low": factor * low, "high": factor * high}
 
 
-def _mean_of(rows: list[dict[str, Any]], keys: list[str]) -> pd.DataFrame:
-    """Mean over seeds, in the order that keys came in."""
+def student_curve(results: Sequence[Mapping[str, Any]], metric: str) -> Chart:
+    """The student's dev metric over its steps, one line per agent."""
+    rows = [{"agent": short(r["agent"]), "step": c["step"], metric: c[metric]} for r in results for c in r["curve"]]
+    note = (
+        "All students start from the same warm start and see the same batches. Means over seeds. "
+        "The checkpoint with the best dev score is the one evaluated on test. A click on the legend shows or hides a line."
+    )
+    return Chart(
+        "student",
+        f"The student's {metric} on dev",
+        note,
+        "lines",
+        _mean_over_seeds(rows, ["agent", "step"]),
+        "step",
+        metric,
+        "agent",
+        x_title="student steps",
+        y_title=f"{metric} on dev",
+        shown=_shown(results),
+    )
+
+
+def training_gain(results: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """What learnt agents gained in each episode of their training; None without learnt agents."""
+    gains = [
+        {"agent": short(r["agent"]), "episode": c["episode"], "gain": c["gain"]}
+        for r in results
+        for c in r["joint_curve"]
+        if "gain" in c
+    ]
+    if not gains:
+        return None
+    note = (
+        "How much the student's loss on the reward split fell in each episode in which the agent was trained, in nats. "
+        "Means over seeds."
+    )
+    return Chart(
+        "gain",
+        "Gain while the agent is trained",
+        note,
+        "lines",
+        _mean_over_seeds(gains, ["agent", "episode"]),
+        "episode",
+        "gain",
+        "agent",
+        x_title="episode",
+        y_title="gain, nats",
+        shown=_shown(results),
+    )
+
+
+def _shown(results: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Agents whose curves are drawn at first; all of them together would be hard to read."""
+    return frozenset({*REFERENCES, *(short(r["agent"]) for r in results if is_learnt(r))})
+
+
+def _mean_over_seeds(rows: Rows, keys: list[str]) -> pd.DataFrame:
+    """Mean of rows with equal keys, in the order in which the keys first occur."""
     return pd.DataFrame(rows).groupby(keys, sort=False).mean().reset_index()
 
 
-def _selection(choices: Mapping[str, Sequence[np.ndarray]], prepared: Prepared, names: list[str]) -> list[Chart]:
-    """Who is chosen for what: by class, by whether the teacher is right, by length."""
+# --- selection --------------------------------------------------------------------------------------------------------
+
+
+def selection_over_time(results: Sequence[Mapping[str, Any]], choices: Choices, names: list[str]) -> Chart | None:
+    """How often each teacher is chosen over the student's steps, one picture per agent."""
+    rates = [
+        {"agent": short(r["agent"]), "step": c["step"], "teacher": teacher, "rate": rate}
+        for r in results
+        if r["agent"] in choices
+        for c in r["selection_curve"]
+        for teacher, rate in zip(names, c["rate"], strict=True)
+    ]
+    if not rates:
+        return None
+    note = (
+        "Share of the instances for which each teacher is chosen (its mean weight, if the agent gives weights), while the "
+        "student learns from the finished policy."
+    )
+    return Chart(
+        "selection-time",
+        "Selection over time",
+        note,
+        "lines",
+        _mean_over_seeds(rates, ["agent", "teacher", "step"]),
+        "step",
+        "rate",
+        "teacher",
+        "agent",
+        "student steps",
+        "rate",
+    )
+
+
+@dataclass
+class Cut:
+    """One way to divide the training instances into groups.
+
+    Attributes:
+        name: word in the chart's name and title.
+        note: how to read the chart.
+        column: what the groups are called in the chart's table.
+        masks: label and bool mask `[N,K]` of each group; the mask says which pairs of instance and teacher belong to it.
+    """
+
+    name: str
+    note: str
+    column: str
+    masks: list[tuple[str, np.ndarray]]
+
+
+def cuts(prepared: Prepared, teachers: int) -> list[Cut]:
+    """The training instances by class, by whether each teacher is right, and by length of the text."""
     task = prepared.task
     train = task.splits["train"]
     logits = prepared.signals("train").logits(np.arange(len(train)))
     right = logits.argmax(-1) == train.labels[:, None]  # [N,K]
     words = np.array([sum(len(t.split()) for t in texts) for texts in train.texts])
-    edges = np.unique(np.quantile(words, (0.25, 0.5, 0.75)).astype(int))
-    place = np.searchsorted(edges, words)
-    bounds = [words.min() - 1, *edges, words.max()]
-    lengths = [f"{low + 1} to {high} words" for low, high in itertools.pairwise(bounds)]
-    ways: list[tuple[str, str, str, str, list[tuple[str, np.ndarray]]]] = [
-        (
+
+    def for_all_teachers(mask: np.ndarray) -> np.ndarray:
+        return np.tile(mask[:, None], teachers)
+
+    return [
+        Cut(
             "class",
-            "Selection by class",
-            "Rate of each teacher among training instances of a class.",
+            "How often each teacher is chosen for the training instances of a class.",
             "class",
-            [(name, np.tile((train.labels == i)[:, None], len(names))) for i, name in enumerate(task.label_names)],
+            [(name, for_all_teachers(train.labels == i)) for i, name in enumerate(task.label_names)],
         ),
-        (
+        Cut(
             "correctness",
-            "Selection by correctness",
-            "Rate of each teacher where its own answer agrees with the training label, and where it does not. Alike bars: the agent does not see who is right.",
+            "How often each teacher is chosen where its answer agrees with the training label (right), and where it does "
+            "not (wrong). Bars of equal height: the agent does not tell the two apart.",
             "teacher is",
             [("right", right), ("wrong", ~right)],
         ),
-        (
+        Cut(
             "length",
-            "Selection by length",
-            "Rate of each teacher by length of the text, in quarters of the training data.",
+            "How often each teacher is chosen by length of the text, in groups of similar size.",
             "length",
-            [(name, np.tile((place == i)[:, None], len(names))) for i, name in enumerate(lengths)],
+            [(name, for_all_teachers(mask)) for name, mask in _quarters(words)],
         ),
     ]
-    out = []
-    for key, title, note, column, cuts in ways:
-        rows = [
-            {
-                "agent": short(agent),
-                "teacher": name,
-                column: label,
-                "rate": float(last[mask[:, k] & (last[:, k] >= 0), k].mean()),
-            }
-            for agent, arrays in choices.items()
-            for last in (np.asarray(array, np.float64) for array in arrays)  # kept as float16
-            for label, mask in cuts
-            for k, name in enumerate(names)
-            if (mask[:, k] & (last[:, k] >= 0)).any()
-        ]
-        if rows:
-            frame = _mean_of(rows, ["agent", "teacher", column])
-            out.append(
-                Chart(
-                    f"selection-{key}", title, note, "bars", frame, "teacher", "rate", column, "agent", y_title="rate"
-                )
-            )
-    return out
+
+
+def _quarters(words: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Label and mask `[N]` of the texts in each quarter of the lengths `[N]`; equal quartiles make fewer groups."""
+    edges = np.unique(np.quantile(words, (0.25, 0.5, 0.75)).astype(int))
+    place = np.searchsorted(edges, words)
+    bounds = [words.min() - 1, *edges, words.max()]
+    labels = [f"{low + 1} to {high} words" for low, high in itertools.pairwise(bounds)]
+    return [(label, place == i) for i, label in enumerate(labels)]
+
+
+def selection(cut: Cut, choices: Choices, names: list[str]) -> Chart | None:
+    """How often each teacher is chosen in each group of a cut, one picture per agent."""
+    rows = [
+        {"agent": short(agent), **row}
+        for agent, arrays in choices.items()
+        for last in arrays
+        for row in _rates(cut, np.asarray(last, np.float64), names)  # stored as float16
+    ]
+    if not rows:
+        return None
+    return Chart(
+        f"selection-{cut.name}",
+        f"Selection by {cut.name}",
+        cut.note,
+        "bars",
+        _mean_over_seeds(rows, ["agent", "teacher", cut.column]),
+        "teacher",
+        "rate",
+        cut.column,
+        "agent",
+        y_title="rate",
+    )
+
+
+def _rates(cut: Cut, last: np.ndarray, names: list[str]) -> Rows:
+    """Mean choice of each teacher in each group; groups without an instance that the run met are left out."""
+    rows: Rows = []
+    for label, mask in cut.masks:
+        for k, name in enumerate(names):
+            met = mask[:, k] & (last[:, k] >= 0)
+            if met.any():
+                rows.append({"teacher": name, cut.column: label, "rate": float(last[met, k].mean())})
+    return rows
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------
+
+
+def cost(comparison: Mapping[str, Any]) -> Chart:
+    """Seconds of every agent: its own training, and the student's."""
+    rows = [
+        {"agent": short(row["agent"]), "part": part, "seconds": row[key]}
+        for row in comparison["tables"][comparison["tests"][0]]
+        for part, key in (("training the agent", "train_s"), ("training the student", "follow_s"))
+    ]
+    note = "Means over seeds. The control's bar is the time of distillation itself."
+    return Chart("cost", "Cost", note, "stack", pd.DataFrame(rows), "seconds", "agent", "part", x_title="seconds")

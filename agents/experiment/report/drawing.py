@@ -1,7 +1,9 @@
-"""Two ways to draw a chart: Plotly for the page, matplotlib for PNG files."""
+"""Two ways to draw a chart: Plotly for the page, matplotlib for PNG files.
+
+Both libraries are imported when something is drawn, so that programs without the extra `report` can import this module.
+"""
 
 from __future__ import annotations
-
 
 import html
 from collections.abc import Mapping
@@ -12,100 +14,146 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from agents.experiment.report.charts import Chart, is_learnt
+from agents.experiment.report.chart import Chart
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999")  # Paul Tol's bright scheme
+GREY = COLOURS[6]
+DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}  # Plotly's names and matplotlib's
 
 
-DASHES = ("solid", "dash", "dot", "dashdot")
+def _colour(i: int) -> str:
+    """Colour of the i-th group."""
+    return COLOURS[i % len(COLOURS)]
 
 
-SHOWN_CURVES = ("control", "oracle", "headroom", "best_single")  # and every learnt agent; the others by a click
+def _dash(i: int) -> str:
+    """Plotly's name of the i-th group's dashes: they change when the colours repeat."""
+    return list(DASHES)[i // len(COLOURS) % len(DASHES)]
 
 
-def to_plotly(chart: Chart, frame: pd.DataFrame) -> PlotlyFigure:
-    """One picture for the page. Colours of text and lines are the page's, which knows light from dark."""
+def _rate_limit(frame: pd.DataFrame) -> float:
+    """Upper end of an axis of rates: just above 1, or above the largest weight."""
+    return max(1.02, float(frame["rate"].max()) * 1.02)
+
+
+# --- Plotly -----------------------------------------------------------------------------------------------------------
+
+
+def to_plotly(chart: Chart, frame: pd.DataFrame) -> Any:
+    """A Plotly figure of one picture of the chart.
+
+    The page sets the colours of text, axes and grid, because they differ between its light and its dark form.
+    """
     from plotly import graph_objects as go
 
-    # Plotly reads tags in labels
-    frame, whole = (
-        f.map(lambda v: html.escape(v, quote=False) if isinstance(v, str) else v) for f in (frame, chart.frame)
-    )
-    chart = replace(chart, frame=whole)
-    groups = 1 if chart.group is None else chart.frame[chart.group].nunique()
-    figure = go.Figure(layout={"height": 340 + 22 * (groups // 5)})
+    chart, frame = _escaped(chart, frame)
+    figure = go.Figure()
     if chart.kind == "forest":
-        clear = (frame["low"] > 0) | (frame["high"] < 0)
-        figure.add_scatter(
-            x=frame["mean"],
-            y=frame[chart.y],
-            mode="markers",
-            marker={"size": 9, "color": [COLOURS[0] if c else COLOURS[6] for c in clear]},
-            error_x={
-                "array": frame["high"] - frame["mean"],
-                "arrayminus": frame["mean"] - frame["low"],
-                "thickness": 1.5,
-                "color": COLOURS[6],
-            },
-            hovertemplate="%{y}: %{x:.3g} [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<extra></extra>",
-            customdata=frame[["low", "high"]],
-        )
-        figure.update_layout(height=90 + 26 * len(frame), showlegend=False)
+        _plotly_forest(figure, chart, frame)
+    else:
+        for i, (name, part) in enumerate(chart.series(frame)):
+            if chart.kind == "lines":
+                _plotly_line(figure, chart, part, name, i)
+            else:
+                _plotly_bars(figure, chart, part, name, i)
+    _plotly_layout(figure, chart, frame)
+    return figure
+
+
+def _escaped(chart: Chart, frame: pd.DataFrame) -> tuple[Chart, pd.DataFrame]:
+    """The chart and the picture with all texts escaped: Plotly reads tags in labels."""
+
+    def escape(value: Any) -> Any:
+        return html.escape(value, quote=False) if isinstance(value, str) else value
+
+    shown = None if chart.shown is None else frozenset(map(escape, chart.shown))
+    return replace(chart, frame=chart.frame.map(escape), shown=shown), frame.map(escape)
+
+
+def _plotly_forest(figure: Any, chart: Chart, frame: pd.DataFrame) -> None:
+    """Means with intervals; grey where the interval contains zero."""
+    clear = (frame["low"] > 0) | (frame["high"] < 0)
+    figure.add_scatter(
+        x=frame["mean"],
+        y=frame[chart.y],
+        mode="markers",
+        marker={"size": 9, "color": [COLOURS[0] if c else GREY for c in clear]},
+        error_x={
+            "array": frame["high"] - frame["mean"],
+            "arrayminus": frame["mean"] - frame["low"],
+            "thickness": 1.5,
+            "color": GREY,
+        },
+        hovertemplate="%{y}: %{x:.3g} [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<extra></extra>",
+        customdata=frame[["low", "high"]],
+    )
+
+
+def _plotly_line(figure: Any, chart: Chart, part: pd.DataFrame, name: str, i: int) -> None:
+    figure.add_scatter(
+        x=part[chart.x],
+        y=part[chart.y],
+        name=name,
+        mode="lines+markers" if len(part) < 12 else "lines",
+        line={"color": _colour(i), "dash": _dash(i), "width": 2},
+        visible=True if chart.shown is None or name in chart.shown else "legendonly",
+    )
+
+
+def _plotly_bars(figure: Any, chart: Chart, part: pd.DataFrame, name: str, i: int) -> None:
+    figure.add_bar(
+        x=part[chart.x],
+        y=part[chart.y],
+        name=name,
+        marker={"color": _colour(i)},
+        orientation="h" if chart.kind == "stack" else "v",
+    )
+
+
+def _plotly_layout(figure: Any, chart: Chart, frame: pd.DataFrame) -> None:
+    """Size, axes and legend."""
+    rows_of_legend = chart.group_count // 5
+    height = 340 + 22 * rows_of_legend
+    if chart.kind == "forest":
+        height = 90 + 26 * len(frame)
+        figure.update_layout(showlegend=False)
         figure.update_xaxes(zeroline=True, zerolinewidth=2)
-    for i, (name, part) in enumerate(() if chart.kind == "forest" else chart.series(frame)):
-        colour = COLOURS[i % len(COLOURS)]
-        if chart.kind == "lines":
-            shown = chart.group != "agent" or name in SHOWN_CURVES or is_learnt(name)
-            figure.add_scatter(
-                x=part[chart.x],
-                y=part[chart.y],
-                name=name,
-                mode="lines+markers" if len(part) < 12 else "lines",
-                line={"color": colour, "dash": DASHES[i // len(COLOURS) % len(DASHES)], "width": 2},
-                visible=True if shown else "legendonly",
-            )
-        else:
-            across = chart.kind == "stack"
-            figure.add_bar(
-                x=part[chart.x],
-                y=part[chart.y],
-                name=name,
-                marker={"color": colour},
-                orientation="h" if across else "v",
-            )
     if chart.kind == "stack":
-        figure.update_layout(barmode="stack", height=110 + 22 * frame[chart.y].nunique())
+        height = 110 + 22 * frame[chart.y].nunique()
+        figure.update_layout(barmode="stack")
         figure.update_yaxes(autorange="reversed")
     if chart.y == "rate":
-        figure.update_yaxes(range=[0, max(1.02, float(frame["rate"].max()) * 1.02)])
+        figure.update_yaxes(range=[0, _rate_limit(frame)])
     figure.update_xaxes(title=chart.x_title or None, automargin=True)
     figure.update_yaxes(title=chart.y_title or None, automargin=True)
     figure.update_layout(
         template="none",
-        margin={"l": 10, "r": 16, "t": 10, "b": 44 + (40 + 20 * (groups // 5) if chart.group else 0)},
+        height=height,
+        margin={"l": 10, "r": 16, "t": 10, "b": 44 + (40 + 20 * rows_of_legend if chart.group else 0)},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         modebar={"bgcolor": "rgba(0,0,0,0)"},
         hovermode="closest",
     )
-    return figure
+
+
+# --- matplotlib -------------------------------------------------------------------------------------------------------
 
 
 def to_png(chart: Chart, path: Path) -> None:
-    """The whole chart as a picture, one panel for each of its parts."""
+    """Write the whole chart as a PNG file, one panel per picture."""
     from matplotlib.figure import Figure
 
     parts = list(chart.parts())
     columns = min(3, len(parts))
     rows = -(-len(parts) // columns)
-    groups = 0 if chart.group is None else chart.frame[chart.group].nunique()
-    tall = 1.2 + 0.24 * chart.frame[chart.y].nunique() if chart.kind in ("forest", "stack") else 3.2
-    tall += 0.17 * -(-groups // 4) / rows  # the legend
-    figure = Figure(figsize=(7.5 if columns == 1 else 4.2 * columns, tall * rows), layout="constrained")
+    figure = Figure(figsize=_size(chart, rows, columns), layout="constrained")
     for i, (title, frame) in enumerate(parts):
         axes = figure.add_subplot(rows, columns, i + 1)
-        _panel(axes, chart, frame)
+        PANELS[chart.kind](axes, chart, frame)
+        if chart.y == "rate":
+            axes.set_ylim(0, _rate_limit(frame))
         axes.set_title(title, fontsize=9)
         axes.set_xlabel(chart.x_title)
         axes.set_ylabel(chart.y_title)
@@ -117,8 +165,50 @@ def to_png(chart: Chart, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def _size(chart: Chart, rows: int, columns: int) -> tuple[float, float]:
+    """Width and height of the whole picture, inches."""
+    horizontal = chart.kind in ("forest", "stack")  # a line of text per agent
+    height = 1.2 + 0.24 * chart.frame[chart.y].nunique() if horizontal else 3.2
+    legend = 0.17 * -(-chart.group_count // 4)
+    return (7.5 if columns == 1 else 4.2 * columns), height * rows + legend
+
+
+def _forest_panel(axes: Any, chart: Chart, frame: pd.DataFrame) -> None:
+    errors = [frame["mean"] - frame["low"], frame["high"] - frame["mean"]]
+    axes.errorbar(frame["mean"], frame[chart.y], xerr=errors, fmt="o", color=COLOURS[0], ecolor=GREY, ms=5)
+    axes.axvline(0, color="black", lw=0.8)
+
+
+def _line_panel(axes: Any, chart: Chart, frame: pd.DataFrame) -> None:
+    for i, (name, part) in enumerate(chart.series(frame)):
+        axes.plot(part[chart.x], part[chart.y], DASHES[_dash(i)], color=_colour(i), label=name, lw=1.4)
+
+
+def _stack_panel(axes: Any, chart: Chart, frame: pd.DataFrame) -> None:
+    left = pd.Series(0.0, index=dict.fromkeys(frame[chart.y]))  # where the next group's bars begin
+    for i, (name, part) in enumerate(chart.series(frame)):
+        width = part.set_index(chart.y)[chart.x]
+        axes.barh(width.index, width, left=left[width.index], color=_colour(i), label=name)
+        left[width.index] += width
+    axes.tick_params(axis="y", labelsize=8)
+    axes.invert_yaxis()
+
+
+def _bar_panel(axes: Any, chart: Chart, frame: pd.DataFrame) -> None:
+    """Groups stand side by side at every value of `x`."""
+    series = list(chart.series(frame))
+    width = 0.8 / len(series)
+    for i, (name, part) in enumerate(series):
+        places = np.arange(len(part)) + (i - (len(series) - 1) / 2) * width
+        axes.bar(places, part[chart.y], width, color=_colour(i), label=name)
+        axes.set_xticks(range(len(part)), part[chart.x], fontsize=7, rotation=20)
+
+
+PANELS = {"forest": _forest_panel, "lines": _line_panel, "stack": _stack_panel, "bars": _bar_panel}
+
+
 def table_to_png(table: Mapping[str, Any], path: Path) -> None:
-    """A table as a picture, what stands out in bold."""
+    """Write a table as a PNG file. Its cells are (text, sort value, whether it is printed in bold)."""
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
@@ -145,31 +235,3 @@ def table_to_png(table: Mapping[str, Any], path: Path) -> None:
         if row == 0 or table["rows"][row - 1][column][2]:
             cell.set_text_props(weight="bold")
     figure.savefig(path, dpi=110)
-
-
-def _panel(axes: Any, chart: Chart, frame: pd.DataFrame) -> None:
-    if chart.kind == "forest":
-        errors = [frame["mean"] - frame["low"], frame["high"] - frame["mean"]]
-        axes.errorbar(frame["mean"], frame[chart.y], xerr=errors, fmt="o", color=COLOURS[0], ecolor=COLOURS[6], ms=5)
-        axes.axvline(0, color="black", lw=0.8)
-        return
-    series = list(chart.series(frame))
-    left = pd.Series(0.0, index=dict.fromkeys(frame[chart.y])) if chart.kind == "stack" else None
-    for i, (name, part) in enumerate(series):
-        colour = COLOURS[i % len(COLOURS)]
-        if chart.kind == "lines":
-            style = ("-", "--", ":", "-.")[i // len(COLOURS) % 4]
-            axes.plot(part[chart.x], part[chart.y], style, color=colour, label=name, lw=1.4)
-        elif left is not None:
-            wide = part.set_index(chart.y)[chart.x]
-            axes.barh(wide.index, wide, left=left[wide.index], color=colour, label=name)
-            left[wide.index] += wide
-            axes.tick_params(axis="y", labelsize=8)
-        else:
-            places = np.arange(len(part)) + (i - (len(series) - 1) / 2) * 0.8 / len(series)
-            axes.bar(places, part[chart.y], 0.8 / len(series), color=colour, label=name)
-            axes.set_xticks(range(len(part)), part[chart.x], fontsize=7, rotation=20)
-    if left is not None:
-        axes.invert_yaxis()
-    if chart.y == "rate":
-        axes.set_ylim(0, max(1.02, float(frame["rate"].max()) * 1.02))
