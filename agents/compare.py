@@ -21,9 +21,10 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from agents.cell import entry_settings, identity
-from agents.experiment import report, runs
+from agents.experiment import runs
 from agents.experiment.grid import FORMAT, Cell, cores, run_grid
 from agents.experiment.launch import launch, reproduce_line, run_folder
+from agents.experiment.report import page
 from agents.experiment.tables import print_rows, summarise, write_csv
 from distill import cache, parallel
 from distill.checks import UserError, expand
@@ -145,7 +146,7 @@ def _write_report(
     folder: Path, comparison: dict[str, Any], results: Sequence[dict[str, Any]], cells: Sequence[Cell]
 ) -> None:
     """Write `report/` beside the table, or say which package is missing."""
-    missing = [p for p in report.PACKAGES if find_spec(p) is None]
+    missing = [p for p in page.PACKAGES if find_spec(p) is None]
     if missing:
         print(f"no report: {', '.join(missing)} not installed; pip install 'teacher-select[report]', or report=false")
         return
@@ -153,8 +154,8 @@ def _write_report(
     places = {(c.entry, c.seed): Path(c.folder) for c in cells if (c.entry, c.seed) in done}
     prepared = Prepared.of(cells[0].settings).load()
     with cache.whole_folder(folder / "report") as place:
-        page = report.write(place, comparison, results, places, prepared)
-    print(f"report: {folder / 'report' / page.name}")
+        written = page.write(place, comparison, results, places, prepared)
+    print(f"report: {folder / 'report' / written.name}")
 
 
 if __name__ == "__main__":
