@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, no network, a cache of their own, and a very small bundled run."""
+"""Shared by all tests: one thread, no network, a cache for tests only, and a very small bundled run."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ WIDTHS = (
     "{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, initializer_range: 0.3}"
 )
 STILL = WIDTHS[:-1] + ", hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"
-# Weights are drawn wide: a model this narrow would else say the same of everything.
+# Weights have a large spread: a model this narrow would otherwise give the same logits for all texts.
 # Overrides for `configs.compose` (and `gym.make(..., overrides=...)`): the bundled task in a second or two.
 TINY = (
     "task.corpus={train: 200, reward: 60, dev: 60, test: 80, pool: 100}",
     "teachers.pool=["
     + ", ".join(
-        f"{{name: {d}, pool: {d}, config: {STILL}, max_length: 32, batch_size: 25, lr: 1.0e-2, epochs: 4}}"
+        f"{{name: {d}, kind: finetune, pool: {d}, config: {STILL}, max_length: 32, batch_size: 25, lr: 1.0e-2, epochs: 4}}"
         for d in ("film", "food", "hotel", "electronics")
     )
     + "]",
-    f"++student.config={WIDTHS}",
+    f"student.config={WIDTHS}",
     "encoder.dim=8",
     "budget.batch_size=8",
     "budget.steps=6",
-    "++budget.warm_steps=4",
+    "budget.warm_steps=4",
     "budget.evals=2",
     "reward.size=40",
     "reward.every=2",
-    "reward.direction_size=16",
-    "reward.direction_every=1",
+    "credit.size=16",
+    "credit.every=1",
 )
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """One thread before and after every test, whatever its settings say."""
+    """One thread before and after every test, whatever the test sets."""
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)
@@ -57,7 +57,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The session's TEACHER_SELECT_HOME: caches are shared between tests, and never those of the user."""
+    """The session's TEACHER_SELECT_HOME: tests share its caches, and never touch those of the user."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TEACHER_SELECT_HOME", str(folder))
@@ -74,18 +74,18 @@ def tiny_config(home: Path) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def tiny_overrides() -> list[str]:
-    """The overrides behind `tiny_config`, for what composes by itself (`gym.make`, command lines)."""
+    """The overrides behind `tiny_config`, for `gym.make` and command lines, which compose by themselves."""
     return list(TINY)
 
 
 @pytest.fixture(scope="session")
 def prepared(tiny_config: Callable[..., dict[str, Any]]) -> Any:
-    """The `Prepared` of `tiny_config()`: data, four fitted teachers and stored signals, made once a session."""
-    from distill.process import prepare
-    from distill.settings import ProcessSettings
+    """The `Prepared` of `tiny_config()`: data, four fine-tuned teachers and stored signals, made once a session."""
+    from distill.process import Prepared
+    from distill.settings import RunSettings
 
     torch.set_num_threads(1)
-    return prepare(ProcessSettings.from_config(tiny_config()))
+    return Prepared.of(RunSettings.from_config(tiny_config())).load()
 
 
 @pytest.fixture(scope="session")

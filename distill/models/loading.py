@@ -14,7 +14,11 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import utils as hub
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -43,7 +47,7 @@ def quiet() -> Iterator[None]:
     """
     library = transformers.logging
     verbosity = library.get_verbosity()
-    bars, hub_bars = library.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+    bars, hub_bars = library.is_progress_bar_enabled(), not are_progress_bars_disabled()
     library.set_verbosity_error()
     _show_bars(False, False)
     try:
@@ -59,7 +63,7 @@ def _show_bars(library: bool, hub_library: bool) -> None:
         warnings.simplefilter("ignore")
         # The first of the two switches both libraries.
         (transformers.logging.enable_progress_bar if library else transformers.logging.disable_progress_bar)()
-        (hub.enable_progress_bars if hub_library else hub.disable_progress_bars)()
+        (enable_progress_bars if hub_library else disable_progress_bars)()
 
 
 def resolve(path: str, what: str) -> Path:

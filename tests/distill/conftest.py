@@ -15,9 +15,9 @@ import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from distill.data import bundled
-from distill.settings import CorpusSettings, TaskSettings
-from distill.data.splits import Split, Task
 from distill.data.load import load_task
+from distill.data.splits import Split, Task
+from distill.settings import CorpusSettings, TaskSettings
 
 CORPUS = bundled.reviews(150, np.random.default_rng(5)).texts
 COMMON = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "initializer_range": 0.2}

@@ -7,10 +7,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from distill.data import bundled
-from distill.settings import CorpusSettings, TaskSettings
 from distill.checks import UserError
+from distill.data import bundled
 from distill.data.load import load_task
+from distill.settings import CorpusSettings, TaskSettings
 
 Made = tuple[dict[str, bundled.Reviews], dict[str, bundled.Reviews]]
 SIZES = {"train": 1500, "reward": 200, "dev": 200, "test": 300, "pool": 150}

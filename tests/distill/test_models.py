@@ -1,4 +1,4 @@
-"""Loading checkpoints, building students, and what is refused."""
+"""Loading checkpoints, building students, the engine, and the errors of each."""
 
 from __future__ import annotations
 
@@ -6,20 +6,40 @@ import contextlib
 import copy
 import logging
 import shutil
+import subprocess
+import sys
+import types
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import transformers
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from distill.models.build import build_student, fresh_classifier, word_tokenizer
-from distill.models.loading import check_length, load_classifier, load_encoder, load_tokenizer, output_order, resolve
-from distill.models.engine import isolated_rng, pick_amp, pick_device
-from distill.models.fast import trim_last_layer
-from distill.settings import StudentSettings
 from distill.checks import UserError
+from distill.models.build import STUDENTS, build_student, fresh_classifier, word_tokenizer
+from distill.models.engine import Engine, isolated_rng, pick_amp, pick_device
+from distill.models.fast import speed_up, trim_last_layer
+from distill.models.loading import (
+    check_length,
+    load_classifier,
+    load_encoder,
+    load_tokenizer,
+    output_order,
+    quiet,
+    resolve,
+)
+from distill.settings import (
+    STUDENT_KINDS,
+    CheckpointStudent,
+    FreshStudent,
+    RunSettings,
+    StudentSettings,
+    TruncateStudent,
+)
 
 TEXTS = [("The soup was SOGGY!",), ("the plot", "was not café-like"), ("plot the plot",)]
 
@@ -150,7 +170,7 @@ def test_no_tokenizer_beside_the_model(zoo: dict[str, Path], tmp_path: Path) -> 
         ("/no/such/folder", r"no folder /no/such/folder"),
         ("a/b/c", r"no folder a/b/c"),
         ("~/no-such-folder-here", r"no folder ~/no-such-folder-here"),
-        ("some-model-nobody-has/ever-written", r"neither a folder nor to be had from the hub"),
+        ("some-model-nobody-has/ever-written", r"is not a folder and could not be read from the hub"),
         ("", r"teacher t: "),
     ],
 )
@@ -217,7 +237,7 @@ def test_more_tokens_than_positions_are_refused(zoo: dict[str, Path], name: str,
             model(ids)
     with pytest.raises(UserError, match=rf"^x: max_length={most + 1} is more than its {most} positions$"):
         check_length(model, most + 1, "x")
-    settings = StudentSettings(kind="path", path=str(zoo[name]), max_length=most + 1)
+    settings = CheckpointStudent(path=str(zoo[name]), max_length=most + 1)
     with pytest.raises(UserError, match=rf"^student: max_length={most + 1} "):
         build_student(settings, ("no", "yes"), TEXTS, 0)
 
@@ -225,25 +245,101 @@ def test_more_tokens_than_positions_are_refused(zoo: dict[str, Path], name: str,
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
 
-@pytest.mark.parametrize("kind", ["fresh", "truncate", "path"])
+@pytest.mark.parametrize("kind", ["fresh", "truncate", "checkpoint"])
 def test_build_student(zoo: dict[str, Path], kind: str) -> None:
-    settings = StudentSettings(
-        kind=kind,
-        path=None if kind == "fresh" else str(zoo["bert"]),
-        layers=2 if kind == "truncate" else None,
-        config=SMALL,
-        max_length=20,
-        dropout=0.0,
-    )
+    path, common = str(zoo["bert"]), {"max_length": 20, "dropout": 0.0}
+    settings: StudentSettings = {
+        "fresh": FreshStudent(config=SMALL, **common),
+        "truncate": TruncateStudent(path=path, layers=2, **common),
+        "checkpoint": CheckpointStudent(path=path, **common),
+    }[kind]
+    assert settings.kind == kind
     model, tokenizer = build_student(settings, ("no", "yes"), TEXTS, seed=4)
     again, _ = build_student(settings, ("no", "yes"), TEXTS, seed=4)
     other, _ = build_student(settings, ("no", "yes"), TEXTS, seed=5)
-    assert model.config.num_hidden_layers == {"fresh": 1, "truncate": 2, "path": 4}[kind]
+    assert model.config.num_hidden_layers == {"fresh": 1, "truncate": 2, "checkpoint": 4}[kind]
     assert model.config.id2label == {0: "no", 1: "yes"}
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert not torch.equal(model.classifier.weight, other.classifier.weight)
     assert len(tokenizer) == model.config.vocab_size
     assert not any(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
+
+
+def test_a_kind_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataclass among the settings and a builder in the registry, under one name; nothing else has to change."""
+
+    @dataclass
+    class OneWordStudent(FreshStudent):
+        kind: ClassVar[str] = "one-word"
+        word: str = "plot"
+
+    def build(settings: OneWordStudent, labels: Any, texts: Any, seed: int) -> tuple[Any, Any]:
+        tokenizer = word_tokenizer([(settings.word,)], settings.max_length)
+        return fresh_classifier(SMALL, tokenizer, labels, seed, "student"), tokenizer
+
+    monkeypatch.setitem(STUDENT_KINDS, "one-word", OneWordStudent)
+    monkeypatch.setitem(STUDENTS, "one-word", build)
+    settings = RunSettings.from_config({"student": {"kind": "one-word", "word": "soup", "max_length": 16}}).student
+    model, tokenizer = build_student(settings, ("no", "yes"), TEXTS, 0)
+    assert model.config.vocab_size == len(tokenizer) == 6
+    with pytest.raises(UserError, match=r"^student\.kind= is not known; choose from .*fresh"):
+        build_student(StudentSettings(), ("no", "yes"), TEXTS, 0)
+
+
+# --- global effects ---------------------------------------------------------------------------------------------------
+
+IMPORTS = """
+import torch, transformers, logging, pkgutil, importlib
+torch.set_num_threads(3)
+transformers.logging.set_verbosity_info()
+def state():
+    from huggingface_hub.utils import are_progress_bars_disabled
+    return (torch.get_num_threads(), transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled(),
+            are_progress_bars_disabled(), torch.get_rng_state().sum().item(), logging.getLogger().level,
+            len(logging.getLogger().handlers))
+before = state()
+import distill
+names = [m.name for m in pkgutil.walk_packages(distill.__path__, "distill.")]
+for name in names:
+    importlib.import_module(name)
+print(len(names), before == state(), before, state())
+"""
+
+
+def test_importing_changes_nothing_global() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True, timeout=120)
+    count, same, *values = done.stdout.split(maxsplit=2)
+    assert int(count) > 20
+    assert same == "True", values
+
+
+@pytest.mark.parametrize("bars", [True, False])
+@pytest.mark.parametrize("hub_bars", [True, False])
+def test_loading_leaves_verbosity_and_progress_bars_as_they_were(
+    zoo: dict[str, Path], capfd: pytest.CaptureFixture[str], bars: bool, hub_bars: bool
+) -> None:
+    library = transformers.logging
+    before = library.get_verbosity(), library.is_progress_bar_enabled(), are_progress_bars_disabled()
+    try:
+        library.set_verbosity_warning()
+        (library.enable_progress_bar if bars else library.disable_progress_bar)()
+        (enable_progress_bars if hub_bars else disable_progress_bars)()
+        load_classifier(zoo["bert"], ["a", "b"], 0, "x", 1)
+        load_encoder(zoo["bert"], "x")
+        load_tokenizer(zoo["bert"], "x")
+        fresh_classifier(SMALL, word_tokenizer(TEXTS, 16), ["a", "b"], 0, "x")
+        with contextlib.suppress(UserError), quiet():
+            assert library.get_verbosity() == logging.ERROR
+            assert not library.is_progress_bar_enabled()
+            raise UserError("x")
+        assert library.get_verbosity() == logging.WARNING
+        assert library.is_progress_bar_enabled() == bars
+        assert are_progress_bars_disabled() != hub_bars
+        assert capfd.readouterr() == ("", ""), "the library printed something"
+    finally:
+        library.set_verbosity(before[0])
+        (library.enable_progress_bar if before[1] else library.disable_progress_bar)()
+        (disable_progress_bars if before[2] else enable_progress_bars)()
 
 
 # --- the last layer where it is read ----------------------------------------------------------------------------------
@@ -312,6 +408,30 @@ def test_trimming_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    "missing", ["modeling_utils.ALL_ATTENTION_FUNCTIONS", "models.bert.modeling_bert.eager_attention_forward"]
+)
+def test_without_the_librarys_internals_the_plain_form_stays(
+    missing: str, batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = classifier("bert")
+    logits = model(**batch).logits.detach()
+    module, _, name = f"transformers.{missing}".rpartition(".")
+    stripped = types.ModuleType(module)
+    stripped.__dict__.update({k: v for k, v in vars(sys.modules[module]).items() if k != name})
+    monkeypatch.setitem(sys.modules, module, stripped)
+    assert not trim_last_layer(model)
+    assert torch.equal(model(**batch).logits.detach(), logits)
+
+
+def test_a_model_with_other_layers_keeps_the_plain_form() -> None:
+    config = SimpleNamespace(model_type="bert", is_decoder=False, _attn_implementation="sdpa", vocab_size=9)
+    model = SimpleNamespace(config=config, base_model=SimpleNamespace(blocks=[]))
+    speed_up(model, Engine(torch.device("cpu")))
+    assert not trim_last_layer(model)
+    assert not trim_last_layer(SimpleNamespace(config=SimpleNamespace()))
+
+
 @pytest.mark.parametrize("name", ["albert", "xlnet"])
 def test_other_families_stay_whole(zoo: dict[str, Path], name: str) -> None:
     model = load_classifier(zoo[name], ["a", "b"], 0, "x")
@@ -353,3 +473,21 @@ def test_devices() -> None:
         pick_device("cuda:99")
     assert pick_amp("off", torch.device("cpu")) is None
     assert pick_amp("bf16", torch.device("cpu")) is torch.bfloat16
+
+
+@pytest.mark.parametrize(("name", "there"), [("cuda", True), ("cuda:0", True), ("cuda:1", True), ("cuda:2", False)])
+def test_devices_of_a_machine_with_two(name: str, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    if there:
+        assert pick_device(name) == torch.device(name)
+    else:
+        with pytest.raises(UserError, match=r"device=cuda:2: only 2 CUDA devices found"):
+            pick_device(name)
+
+
+def test_an_engine_describes_itself() -> None:
+    cpu = torch.device("cpu")
+    assert Engine(cpu).describe() == {"amp": "off", "fast": True}
+    assert Engine(cpu, torch.bfloat16, fast=False).describe() == {"amp": "bfloat16", "fast": False}
+    assert len({Engine(cpu, amp, fast).form for amp in (None, torch.bfloat16) for fast in (True, False)}) == 4

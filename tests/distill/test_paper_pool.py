@@ -14,7 +14,7 @@ import transformers
 from configs import compose
 from distill.data import bundled
 from distill.process import Distillation
-from distill.settings import ProcessSettings
+from distill.settings import FinetuneTeacher, RunSettings, TransformerEncoderSettings, TruncateStudent
 
 TASKS = ("sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "cola")
 POOL = {
@@ -28,21 +28,25 @@ POOL = {
 @pytest.mark.parametrize("layers", [3, 6])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_experiment_composes(task: str, layers: int) -> None:
-    settings = ProcessSettings.from_config(compose([f"experiment=paper/{task}", f"student=bert{layers}"]))
+    settings = RunSettings.from_config(compose([f"experiment=paper/{task}", f"student=bert{layers}"]))
     assert settings.task.name == task
-    assert {t.name: t.path for t in settings.teachers.pool} == dict(zip(POOL, POOL, strict=True))
-    assert all((t.batch_size, t.max_length, t.epochs, t.fitted) == (32, 128, 4, False) for t in settings.teachers.pool)
+    pool = [t for t in settings.teachers.pool if isinstance(t, FinetuneTeacher)]
+    assert {t.name: t.path for t in pool} == dict(zip(POOL, POOL, strict=True))
+    assert len(pool) == len(settings.teachers.pool)
+    assert all((t.batch_size, t.max_length, t.epochs) == (32, 128, 4) for t in pool)
     student = settings.student
-    assert (student.kind, student.path, student.layers) == ("truncate", "bert-base-uncased", layers)
+    assert isinstance(student, TruncateStudent)
+    assert (student.path, student.layers) == ("bert-base-uncased", layers)
     assert student.max_length == 128
     encoder = settings.encoder
-    assert (encoder.kind, encoder.path, encoder.pooling) == ("transformer", "bert-base-uncased", "cls")
+    assert isinstance(encoder, TransformerEncoderSettings)
+    assert (encoder.path, encoder.pooling) == ("bert-base-uncased", "cls")
     assert settings.loss.temperature in (5, 10, 20)
     assert settings.loss.alpha in (0.2, 0.5, 0.7)
     assert student.lr in (1e-5, 2e-5, 5e-5)
     assert (settings.budget.batch_size, settings.budget.epochs) == (32, 4)
     if layers == 3:
-        assert ProcessSettings.from_config(compose([f"experiment=paper/{task}"])) == settings
+        assert RunSettings.from_config(compose([f"experiment=paper/{task}"])) == settings
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +66,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings(zoo: dict[str, Path], data: Path, home: Path) -> Callable[[str, int], ProcessSettings]:
-    def make(task: str, layers: int) -> ProcessSettings:
+def settings(zoo: dict[str, Path], data: Path, home: Path) -> Callable[[str, int], RunSettings]:
+    def make(task: str, layers: int) -> RunSettings:
         config: dict[str, Any] = compose(
             [
                 f"experiment=paper/{task}",
@@ -75,7 +79,7 @@ def settings(zoo: dict[str, Path], data: Path, home: Path) -> Callable[[str, int
                 "task.dev_size=10",
                 "budget.batch_size=8",
                 "budget.steps=3",
-                "++budget.warm_steps=2",
+                "budget.warm_steps=2",
                 "student.lr=1e-3",
             ]
         )
@@ -83,23 +87,23 @@ def settings(zoo: dict[str, Path], data: Path, home: Path) -> Callable[[str, int
             spec |= {"path": str(zoo[POOL[spec["path"]]]), "epochs": 2, "lr": 5e-3, "batch_size": 10}
         config["student"] |= {"path": str(zoo["bert"]), "layers": min(layers, 4)}
         config["encoder"] |= {"path": str(zoo["bert"])}
-        return ProcessSettings.from_config(config)
+        return RunSettings.from_config(config)
 
     return make
 
 
 @pytest.mark.parametrize(("task", "layers"), [("rte", 3), ("sst2", 3), ("rte", 6)])
-def test_fine_tuning_signals_and_steps(settings: Callable[[str, int], ProcessSettings], task: str, layers: int) -> None:
+def test_fine_tuning_signals_and_steps(settings: Callable[[str, int], RunSettings], task: str, layers: int) -> None:
     d = Distillation(settings(task, layers))
-    kinds = [type(t._load().model).__name__ for t in d.prepared.teachers]  # type: ignore[attr-defined]
+    kinds = [type(t.load().model).__name__ for t in d.prepared.teachers]  # type: ignore[attr-defined]
     assert kinds == [f"{n}ForSequenceClassification" for n in ("Bert", "Roberta", "XLNet", "Albert")]
     assert d.signals.names == tuple(POOL)
-    assert [t._load().tokenizer.padding_side for t in d.prepared.teachers] == ["right", "right", "left", "right"]  # type: ignore[attr-defined]
+    assert [t.load().tokenizer.padding_side for t in d.prepared.teachers] == ["right", "right", "left", "right"]  # type: ignore[attr-defined]
 
     rows = np.arange(len(d.train_split))
     logits, vectors = d.signals.logits(rows), d.signals.vectors(rows)
     assert logits.shape == (50, 4, 2)
-    assert logits.std(0).min() > 1e-3, "every teacher tells instances apart"
+    assert logits.std(0).min() > 1e-3, "no teacher gives the same logits for all instances"
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     typed = (True, False, True, True)  # RoBERTa was trained without token types
     # from its own folder, by transformers alone, without padding
@@ -120,8 +124,8 @@ def test_fine_tuning_signals_and_steps(settings: Callable[[str, int], ProcessSet
     for subsets in (np.eye(4)[[0, 1, 2, 3, 0, 1, 2, 3]], np.zeros((8, 4)), np.eye(4)[[0, 1, 2, 3, 0, 1, 2, 3]]):
         d.begin(1)
         while not d.done:
-            _, losses = d.step(subsets.astype(np.float32))
-            assert torch.isfinite(losses).all()
+            result = d.step(subsets.astype(np.float32))
+            assert torch.isfinite(result.losses).all()
         ends.append(torch.cat([w.flatten() for w in d.student.weights()]))
     assert torch.equal(ends[0], ends[2])
     assert not torch.equal(ends[0], ends[1])

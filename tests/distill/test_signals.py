@@ -1,4 +1,4 @@
-"""Signals: stored and live say the same, are computed once, and never come from another split or source."""
+"""Signals: stored and live ones are the same, are computed once, and never come from another split or source."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import hypothesis
 import numpy as np
@@ -16,22 +18,29 @@ import torch
 import transformers
 from hypothesis import strategies as st
 
-from distill import signals
-from distill.models.engine import Engine
-from distill.settings import EncoderSettings, TeacherSettings
 from distill.checks import UserError
-from distill.teachers.encoders import BagEncoder, TransformerEncoder, make_encoder, unit
-from distill.teachers.live import LiveSignals
-from distill.teachers.store import StoredArray, StoredSignals, stored
 from distill.data.splits import Split, Task
+from distill.models.engine import Engine
+from distill.settings import (
+    ENCODER_KINDS,
+    BagEncoderSettings,
+    EncoderSettings,
+    FinetuneTeacher,
+    RunSettings,
+    TransformerEncoderSettings,
+)
+from distill.teachers import store
+from distill.teachers.encoders import ENCODERS, BagEncoder, TransformerEncoder, make_encoder, unit
+from distill.teachers.live import LiveSignals
 from distill.teachers.sources import load_teacher
+from distill.teachers.store import StoredArray, StoredSignals, stored
 
 CPU = Engine(torch.device("cpu"))
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Said:
-    """A source that says something simple of every text, and counts how often it is asked."""
+    """A source with simple outputs that depend on the text; it counts its calls."""
 
     def __init__(self, name: str = "said", width: int = 2, spoil: float = 0.0, fingerprint: str = "f") -> None:
         self.name, self.width, self.spoil, self.fingerprint, self.calls = name, width, spoil, fingerprint, 0
@@ -56,11 +65,11 @@ def test_stored_is_live(small_task: Task, home: Path, zoo: dict[str, Path]) -> N
     split = small_task.splits["train"]
     config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.3}
     specs = [
-        TeacherSettings(name="live-a", config=config, max_length=32, epochs=1),
-        TeacherSettings(name="live-b", path=str(zoo["xlnet"]), max_length=32, epochs=1),
+        FinetuneTeacher(name="live-a", config=config, max_length=32, epochs=1),
+        FinetuneTeacher(name="live-b", path=str(zoo["xlnet"]), max_length=32, epochs=1),
     ]
     teachers = [load_teacher(s, small_task, home, CPU) for s in specs]
-    encoder = make_encoder(EncoderSettings(kind="transformer", path=str(zoo["bert"])), CPU)
+    encoder = make_encoder(TransformerEncoderSettings(path=str(zoo["bert"])), CPU)
     on_disk, live = StoredSignals(split, teachers, encoder, home), LiveSignals(split, teachers, encoder)
     assert on_disk.names == live.names == ("live-a", "live-b")
     assert on_disk.width == live.width == 16
@@ -69,7 +78,9 @@ def test_stored_is_live(small_task: Task, home: Path, zoo: dict[str, Path]) -> N
         assert way.logits(ROWS).dtype == way.vectors(ROWS).dtype == np.float32
     np.testing.assert_allclose(on_disk.logits(ROWS), live.logits(ROWS), atol=1e-5)
     np.testing.assert_allclose(on_disk.vectors(ROWS), live.vectors(ROWS), atol=1e-5)
-    assert np.ptp(on_disk.logits(np.arange(64)), axis=0).min() > 1e-3, "teachers tell instances apart"
+    assert np.ptp(on_disk.logits(np.arange(64)), axis=0).min() > 1e-3, (
+        "no teacher gives the same logits for all instances"
+    )
 
 
 def test_the_second_time_nothing_is_computed(small_task: Task, tmp_path: Path) -> None:
@@ -97,7 +108,7 @@ def test_one_more_teacher_costs_one_pass(small_task: Task, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("spoil", [np.nan, np.inf, -np.inf])
-def test_outputs_that_are_no_numbers_are_refused(small_task: Task, tmp_path: Path, spoil: float) -> None:
+def test_outputs_that_are_not_finite_are_refused(small_task: Task, tmp_path: Path, spoil: float) -> None:
     split = small_task.splits["dev"]
     with pytest.raises(UserError, match=r"said: 1 of 24 instances have NaN or infinite outputs"):
         stored(Said(spoil=spoil), split, tmp_path)
@@ -144,7 +155,7 @@ def test_an_entry_of_something_else_is_named(small_task: Task, tmp_path: Path) -
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """In place of the end of the process."""
 
 
 def many(count: int) -> Split:
@@ -154,7 +165,7 @@ def many(count: int) -> Split:
 
 
 class Counted(Said):
-    """Says the text's own number; dies after so many passes."""
+    """Outputs the number that the text is; fails after `lives` passes."""
 
     def __init__(self, lives: int | None = None) -> None:
         super().__init__()
@@ -169,7 +180,7 @@ class Counted(Said):
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "SHARD", 100)
+    monkeypatch.setattr(store, "SHARD", 100)
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -274,22 +285,26 @@ def test_bag_encoder() -> None:
         ("", "soup soggy"),
         ("battery",),
     )
-    a = BagEncoder(16).compute(split)
+    a = BagEncoder(BagEncoderSettings(16)).compute(split)
     assert a.shape == (6, 16)
     assert a.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(a, axis=1), [1, 1, 1, 0, 1, 1], atol=1e-6)
-    np.testing.assert_array_equal(a, BagEncoder(16).compute(split))
+    np.testing.assert_array_equal(a, BagEncoder(BagEncoderSettings(16)).compute(split))
     np.testing.assert_allclose(a[0], a[1], atol=1e-7)  # short words, case and punctuation aside
     assert not np.allclose(a[0], a[2])  # counts matter
     assert abs(a[0] @ a[4]) < 0.9  # the second text has vectors of its own
-    one_by_one = np.concatenate([BagEncoder(16).compute(split.take(np.array([i]))) for i in range(6)])
+    one_by_one = np.concatenate(
+        [BagEncoder(BagEncoderSettings(16)).compute(split.take(np.array([i]))) for i in range(6)]
+    )
     np.testing.assert_array_equal(a, one_by_one)
-    assert BagEncoder(16).fingerprint != BagEncoder(17).fingerprint
+    assert BagEncoder(BagEncoderSettings(16)).fingerprint != BagEncoder(BagEncoderSettings(17)).fingerprint
 
 
 def test_bag_vectors_keep_distances() -> None:
     """Words are nearly orthogonal in many dimensions: the cosine of two bags is that of their counts."""
-    a = BagEncoder(20_000).compute(made(("alpha beta",), ("alpha gamma",), ("delta alpha alpha alpha",)))
+    a = BagEncoder(BagEncoderSettings(20_000)).compute(
+        made(("alpha beta",), ("alpha gamma",), ("delta alpha alpha alpha",))
+    )
     np.testing.assert_allclose([a[0] @ a[1], a[0] @ a[2]], [0.5, 3 / np.sqrt(2 * 10)], atol=0.03)
 
 
@@ -301,7 +316,7 @@ def test_transformer_encoder(zoo: dict[str, Path], pairs: Any, name: str, poolin
     lengths = [len(tokenizer(*t)["input_ids"]) for t in split.texts]
     limit = int(np.median(lengths))
     assert min(lengths) < limit < max(lengths), "some are padded, some are cut"
-    encoder = TransformerEncoder(EncoderSettings("transformer", str(zoo[name]), pooling, max_length=limit), CPU)
+    encoder = TransformerEncoder(TransformerEncoderSettings(str(zoo[name]), pooling, max_length=limit), CPU)
     got = encoder.compute(split)
     assert encoder.width == got.shape[1] == 16
     model = transformers.AutoModel.from_pretrained(zoo[name]).eval()
@@ -316,19 +331,43 @@ def test_transformer_encoder(zoo: dict[str, Path], pairs: Any, name: str, poolin
 
 def test_encoder_fingerprints(zoo: dict[str, Path]) -> None:
     kinds = [("bert", "mean", 24), ("bert", "cls", 24), ("bert", "mean", 25), ("roberta", "mean", 24)]
-    made = [TransformerEncoder(EncoderSettings("transformer", str(zoo[n]), p, max_length=m), CPU) for n, p, m in kinds]
+    made = [TransformerEncoder(TransformerEncoderSettings(str(zoo[n]), p, max_length=m), CPU) for n, p, m in kinds]
     made.append(TransformerEncoder(made[0].settings, Engine(CPU.device, torch.bfloat16)))
     assert len({e.fingerprint for e in made}) == 5
 
 
 def test_encoder_mistakes(zoo: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"encoder\.kind=transformer needs encoder\.path"):
-        EncoderSettings(kind="transformer")
+        TransformerEncoderSettings()
     with pytest.raises(UserError, match=r"encoder: no folder \./nowhere"):
-        make_encoder(EncoderSettings("transformer", "./nowhere"), CPU)
+        make_encoder(TransformerEncoderSettings("./nowhere"), CPU)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"encoder: .*config\.json is not a transformers configuration"):
-        make_encoder(EncoderSettings("transformer", str(tmp_path)), CPU)
+        make_encoder(TransformerEncoderSettings(str(tmp_path)), CPU)
+
+
+def test_a_model_that_is_no_encoder(zoo: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.teachers.encoders.load_config", lambda *_: SimpleNamespace(model_type="?"))
+    with pytest.raises(UserError, match=r"^encoder: .* is not an encoder: its configuration has no hidden_size$"):
+        make_encoder(TransformerEncoderSettings(str(zoo["bert"])), CPU)
+
+
+def test_an_encoder_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class LengthSettings(EncoderSettings):
+        kind: ClassVar[str] = "length"
+        scale: float = 1.0
+
+    class Length(Said):
+        def __init__(self, settings: LengthSettings, engine: Engine) -> None:
+            super().__init__("length", int(settings.scale))
+
+    monkeypatch.setitem(ENCODER_KINDS, "length", LengthSettings)
+    monkeypatch.setitem(ENCODERS, "length", Length)
+    settings = RunSettings.from_config({"encoder": {"kind": "length", "scale": 3.0}}).encoder
+    assert make_encoder(settings, CPU).width == 3
+    with pytest.raises(UserError, match=r"^encoder\.kind= is not known; choose from bag, transformer"):
+        make_encoder(EncoderSettings(), CPU)
 
 
 def test_unit() -> None:

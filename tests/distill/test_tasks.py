@@ -1,4 +1,4 @@
-"""Where tasks come from, how their roles are cut, and what is said of a user's mistakes."""
+"""Where tasks come from, how their roles are cut, and the messages for a user's mistakes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.checks import RoleError, UserError
-from distill.settings import TaskSettings
 from distill.data.glue import GLUE
-from distill.data.splits import Split, Task, stratified
-from distill.data.load import load_task, size_of
+from distill.data.load import TASKS, assign_roles, load_task, size_of
+from distill.data.splits import RawTask, Split, Table, Task, stratified
 from distill.data.tables import read_table
+from distill.settings import TaskSettings
 
 # --- GLUE: every official layout, written here ------------------------------------------------------------------------
 
@@ -190,6 +190,28 @@ def test_the_official_files(glue_dir: Path, name: str, train: int, test: int) ->
     values = list(CLASSES[name])
     assert task.splits["test"].labels.tolist() == [values.index(c[0 if name == "mrpc" else -1]) for c in lines]
     assert task.splits["test"].texts[5][-1] == lines[5][{"mrpc": 4, "rte": 2, "sst2": 0}[name]]
+
+
+def test_a_task_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function in the registry makes a task; `assign_roles` cuts its splits."""
+
+    def load(settings: TaskSettings, data_dir: str | None) -> Task:
+        texts = [(f"{data_dir} {i}",) for i in range(30)]
+        table = Table([f"a{i}" for i in range(30)], texts, ["no", "yes"] * 15)
+        test = Table([f"b{i}" for i in range(30)], texts, ["yes", "no"] * 15)
+        return assign_roles(settings, RawTask("mine", {"train": table, "test": test}, ("no", "yes")))
+
+    monkeypatch.setitem(TASKS, "mine", load)
+    task = load_task(TaskSettings(name="mine", reward_size=5, dev_size=5), "somewhere")
+    assert (task.name, task.source, task.tests) == ("mine", "mine", ("test",))
+    assert {r: len(s) for r, s in task.splits.items()} == {"train": 20, "reward": 5, "dev": 5, "test": 30}
+    assert task.splits["test"].texts[3] == ("somewhere 3",)
+    with pytest.raises(UserError, match=r"task\.name=mien is not known; choose from .*did you mean mine\?"):
+        load_task(TaskSettings(name="mien"))
+
+
+def test_every_task_is_in_the_registry() -> None:
+    assert set(TASKS) == {"bundled", "files", *GLUE}
 
 
 # --- roles ------------------------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill.data.tokens import Stream, TokenizedSplit, run_over
 from distill.models.engine import Engine
 from distill.models.loading import load_encoder, takes_token_types
 from distill.settings import StudentSettings
 from distill.student import Student
-from distill.data.tokens import Stream, TokenizedSplit, run_over
 
 TYPED = {"bert": True, "roberta": False, "xlnet": True, "albert": True}  # which models were trained with token types
 
@@ -93,15 +93,18 @@ def test_ungrouped_epochs_are_permutations_that_differ() -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.booleans(), st.integers(0, 30), st.integers(0, 2**31))
-def test_state_goes_on_equally(count: int, size: int, group: bool, before: int, seed: int) -> None:
+def test_a_restored_stream_gives_the_same_batches(count: int, size: int, group: bool, before: int, seed: int) -> None:
     stream, other = Stream(LENGTHS[:count], size, seed, group), Stream(LENGTHS[:count], size, seed + 1, group)
     for _ in range(before):
         stream.next()
-    state = stream.state()
+    state = stream.state_dict()
+    assert set(state) == {"rng", "carry", "queue"}
+    assert state["queue"].shape[1] == size
+    assert state["carry"].dtype == state["queue"].dtype == np.int64
     ahead = [stream.next() for _ in range(12)]
-    other.set_state(state)
+    other.load_state_dict(state)
     assert all(np.array_equal(a, other.next()) for a in ahead)
-    stream.set_state(state)  # the state is a copy: drawing on has not changed it
+    stream.load_state_dict(state)  # the state is a copy, which later batches have not changed
     assert all(np.array_equal(a, stream.next()) for a in ahead)
 
 
