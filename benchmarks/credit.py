@@ -1,11 +1,11 @@
-"""Which credit lets the selector learn? REINFORCE against control and oracle on the bundled task, over seeds.
+"""With which credit does the selector learn? REINFORCE against control and oracle on the bundled task, over seeds.
 
-Every cell is one run of `agents/reinforce.py`; finished cells are found and skipped, so a killed table goes on.
+Every cell is one run of `agents/reinforce.py`. Finished cells are found and skipped, so a table that was stopped can be continued.
 
-    python benchmarks/credit.py                                            all six kinds, 5 seeds
+    python benchmarks/credit.py                                            all six variants, 5 seeds
     python benchmarks/credit.py --variants counterfactual --seeds 3        the default alone
 
-Exit code 1 when the default credit gains less than `--bar` points on the control.
+Exit code 1 when the default credit gains less than `--bar` percentage points over the control.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from agents.experiment import stats
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = "counterfactual"
 VARIANTS = {
-    "shared": ["agent.credit=shared"],
-    "influence": ["agent.credit=influence"],
-    DEFAULT: ["agent.credit=counterfactual"],
-    "paper1": ["agent.credit=shared", "reward=paper1"],
-    "paper2": ["agent.credit=shared", "reward=paper2"],
-    "paper3": ["agent.credit=shared", "reward=paper3"],
+    "shared": ["credit.name=shared"],
+    "influence": ["credit.name=influence"],
+    DEFAULT: ["credit.name=counterfactual"],
+    "paper1": ["credit.name=shared", "reward=paper1"],
+    "paper2": ["credit.name=shared", "reward=paper2"],
+    "paper3": ["credit.name=shared", "reward=paper3"],
 }
 
 
 def cell(runs: Path, variant: str, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """results.json of one cell, run first unless it is there."""
+    """results.json of one cell, which is run first if it is missing."""
     folder = runs / f"{variant}-seed{seed}"
     if not (folder / "results.json").is_file():
         command = [sys.executable, str(ROOT / "agents/reinforce.py"), f"seed={seed}", f"hydra.run.dir={folder}"]
@@ -45,13 +45,13 @@ def cell(runs: Path, variant: str, seed: int, overrides: list[str]) -> dict[str,
 
 
 def over_control(points: np.ndarray, control: np.ndarray) -> dict[str, float | None]:
-    """Mean of paired differences and the half width of its 95 % interval; None from a single seed."""
+    """Mean of paired differences and the half width of its 95 % interval; a single seed has none."""
     pair = stats.paired(points, control)
     return {"mean": pair.mean, "half_width": None if pair.interval is None else pair.interval[1] - pair.mean}
 
 
 def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of the table from the cells of a variant."""
+    """One row of the table, from the cells of one variant."""
     accuracy = {
         n: np.array([r[n]["test"]["accuracy"] for r in results]) for n in ("control", "student", "oracle", "joint")
     }
@@ -72,7 +72,9 @@ def main() -> int:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, each on one thread")
-    parser.add_argument("--bar", type=float, default=5.0, help="points of test accuracy the default must gain")
+    parser.add_argument(
+        "--bar", type=float, default=5.0, help="percentage points of test accuracy that the default must gain"
+    )
     parser.add_argument("--runs", type=Path, default=Path("outputs/credit"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/credit.json")
     parser.add_argument("overrides", nargs="*", help="further settings for every cell, as key=value")

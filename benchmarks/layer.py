@@ -1,9 +1,9 @@
-"""What the environment costs beyond the student's own work, and what a reset costs.
+"""What the environment costs beside the student's own work, and what a reset costs.
 
-The layer's cost is taken inside each step of the vector environment behind the SB3 adapter: the step's time minus the time
-its own distillation step took (tokens, signals, forward, backward, optimiser), so the noise of the student's work
-cancels; the median over all steps counts. No reward is measured. For context, interleaved rounds of the bare student
-loop (labels only), the distillation step and the whole. Then `reset` of a student of about four million parameters.
+The cost is taken within each step of the vector environment behind the SB3 adapter: the time of the step minus the time of its own
+distillation step (tokens, signals, forward, backward, optimiser), so that changes in the student's speed cancel. The figure is the
+median over all steps. No reward is measured. For comparison, the bare student loop (labels only), the distillation step and the whole
+run in turns. Then `reset` with a student of about four million parameters.
 
     python benchmarks/layer.py
 """
@@ -24,6 +24,7 @@ import torch
 
 import envs  # noqa: F401  registers TeacherSelect-v0
 from distill.losses import distillation_loss, label_loss
+from distill.student import StepResult
 from envs.sb3 import SharedVecEnv
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -38,7 +39,7 @@ BIG = [
 
 
 def per_step(step: Callable[[], object], steps: int) -> float:
-    """Milliseconds a call."""
+    """Milliseconds of one call."""
     started = time.perf_counter()
     for _ in range(steps):
         step()
@@ -66,10 +67,10 @@ def main() -> None:
         process.student.step(tokens.batch(rows), label_loss(torch.from_numpy(process.labels[rows])))
 
     def taught() -> None:
-        now = process.current
+        now = process.batch
         loss = process.settings.loss
         process.student.step(now.inputs, lambda z: distillation_loss(z, now.gold, chosen, now.soft, loss))
-        process.current = process.load(process.stream.next())
+        process.batch = process.load(process.stream.next())
 
     ways = {
         "bare student": bare,
@@ -80,11 +81,11 @@ def main() -> None:
     inside: list[float] = []
     own_step = process.step
 
-    def timed(actions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def timed(actions: np.ndarray) -> StepResult:
         started = time.perf_counter()
-        out = own_step(actions)
+        result = own_step(actions)
         inside.append(time.perf_counter() - started)
-        return out
+        return result
 
     process.step = timed  # type: ignore[method-assign]
     layer = {}

