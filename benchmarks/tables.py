@@ -1,12 +1,18 @@
-"""Writes the tables of docs/results.md and README.md from the committed results.
+"""Write the tables of the documentation and of README.md from the committed results in benchmarks/results/.
 
-Between `<!-- table: FILE -->` (all agents), `<!-- credit: FILE -->` (REINFORCE by credit and reward) or `<!-- teachers: FILE -->`
-(what there is to choose from) or `<!-- folds: FILE -->` (cross-fitted rows against their own control) or `<!-- speed: FILE -->`
-and `<!-- parts: FILE -->` (throughput) or `<!-- fast: FILE -->` (faster forms) or `<!-- scale: FILE -->` (the store) or
-`<!-- faults: FILE -->` (the fault tests) and `<!-- end -->`.
+A table stands between `<!-- KIND: FILE ... -->` and `<!-- end -->`. The kinds:
 
-python benchmarks/tables.py            rewrite
-python benchmarks/tables.py --check    exit code 1 if anything would change
+    table     all agents of a comparison, with its facts and its command
+    chosen    only the agents named after the file
+    credit    REINFORCE under each credit and reward
+    real      one line a comparison: the policy, labels alone and the ceiling against all teachers
+    folds     cross-fitted rows against the control with the same folds
+    teachers  what there is to choose from, one line a pool
+    speed, parts, fast, scale    measurements of docs/performance.md
+    faults    how the fault tests ended
+
+    python benchmarks/tables.py            rewrite the pages
+    python benchmarks/tables.py --check    exit code 1 if a page would change
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ import argparse
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +31,12 @@ import numpy as np
 from agents.experiment import stats
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (*(ROOT / "docs" / f"{name}.md" for name in ("results", "performance", "reliability")), ROOT / "README.md")
+RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ("results", "results-appendix", "credit", "performance", "reliability")
+PAGES = (*(ROOT / "docs" / f"{name}.md" for name in DOCS), ROOT / "README.md")
+# Settings that were renamed or deleted after commit 5904256. Results that name them were measured there or earlier.
+OLD_SETTINGS = re.compile(r"agent\.(credit|pull)=|reward\.(credit|center|horizon|direction_\w+)=")
+OLD_COMMIT = "5904256"
 
 
 def difference(pair: dict[str, Any] | None, factor: float, form: str) -> str:
@@ -61,7 +73,44 @@ def comparison(results: dict[str, Any]) -> str:
     """Facts, table and command of a comparison."""
     facts = f"{len(results['seeds'])} seeds, {results['data']['train']} training and {results['data']['test']} test instances, "
     facts += f"{results['device']}, {results['threads']} torch thread(s) a cell, amp {results['amp']}, fast={str(results['fast']).lower()}."
-    return f"{facts}\n\n{table(results, results['tests'][0])}\n\n```\n{results['reproduce']}\n```"
+    command = f"```\n{results['reproduce']}\n```"
+    if OLD_SETTINGS.search(results["reproduce"]):
+        command = f"Measured at commit {OLD_COMMIT} or earlier; the command is written for that commit:\n\n{command}"
+    return f"{facts}\n\n{table(results, results['tests'][0])}\n\n{command}"
+
+
+def chosen(results: dict[str, Any], *names: str) -> str:
+    """The rows of a comparison that are named, in the order of the comparison."""
+    test, metric = results["tests"][0], results["metric"]
+    lines = head(
+        "agent", f"test {metric}", f"points over all teachers [95 %], {len(results['seeds'])} seeds", "p (Holm)"
+    )
+    for row in (r for r in results["tables"][test] if r["agent"] in names):
+        p = row.get("p_holm")
+        gain = difference(row.get(f"difference_{metric}"), 100, "+.1f")
+        lines.append(line(f"`{row['agent']}`", f"{row['mean']:.3f}", gain, "" if p is None else f"{p:.3f}"))
+    return "\n".join(lines)
+
+
+def real(*comparisons: dict[str, Any]) -> str:
+    """One line a comparison: differences to all teachers of the policy, of labels alone and of the ceiling."""
+    lines = head(
+        "task, seeds",
+        "all teachers: accuracy",
+        "policy: points [95 %]",
+        "ceiling: points [95 %]",
+        "policy: loss, nats [95 %]",
+        "labels alone: loss, nats [95 %]",
+    )
+    for results in comparisons:
+        metric = results["metric"]
+        rows = {r["agent"]: r for r in results["tables"][results["tests"][0]]}
+        policy = next(r for name, r in rows.items() if name.startswith("reinforce"))  # the first one has the defaults
+        points = [difference(row[f"difference_{metric}"], 100, "+.2f") for row in (policy, rows["headroom"])]
+        losses = [difference(row["difference_loss"], 1, "+.3f") for row in (policy, rows["labels"])]
+        named = f"{results['task']}, {len(results['seeds'])}", f"{rows['control']['mean']:.4f}"
+        lines.append(line(*named, *points, *losses))
+    return "\n".join(lines)
 
 
 def credit(results: dict[str, Any]) -> str:
@@ -77,8 +126,9 @@ def credit(results: dict[str, Any]) -> str:
         name, *settings = agent.split()
         if name not in ("reinforce", "oracle"):
             continue
-        known = dict(word.rpartition(".")[2].split("=") for word in settings)
-        shown = known.get("reward") or known.get("credit") or ("counterfactual" if name == "reinforce" else name)
+        known = dict(word.split("=") for word in settings)
+        by_credit = known.get("credit.name") or known.get("agent.credit")  # its name before it became `credit.name`
+        shown = known.get("reward") or by_credit or ("counterfactual" if name == "reinforce" else name)
         gain = row[f"difference_{metric}"]
         cells = [f"`{shown}`", f"{rows['control']['mean']:.3f}", f"{row['mean']:.3f}", difference(gain, 100, "+.1f")]
         share = f"{gain['mean'] / room:.0%}"
@@ -193,10 +243,10 @@ def fast(results: dict[str, Any]) -> str:
 
 
 def faults(results: dict[str, Any]) -> str:
-    """How all fault tests ended, and what the long forms say of themselves; no table, for there a row is a promise."""
-    told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(results["outcomes"].items()))
+    """How the fault tests ended, and the facts of the long ones. A list: in that page a table row is a promise."""
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(results["outcomes"].items()))
     lines = [
-        f"On {results['cores']} cores they took {results['seconds'] / 60:.0f} minutes: {told}. The long forms:",
+        f"On {results['cores']} cores they took {results['seconds'] / 60:.0f} minutes: {counts}. The long forms:",
         "",
     ]
     forms: dict[str, list[dict[str, Any]]] = {}
@@ -220,8 +270,10 @@ def scale(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "```", results["reproduce"], "```"])
 
 
-KINDS = {
+KINDS: dict[str, Callable[..., str]] = {
     "table": comparison,
+    "chosen": chosen,
+    "real": real,
     "credit": credit,
     "teachers": teachers,
     "folds": folds,
@@ -237,14 +289,16 @@ def render(page: str) -> str:
     """The page with every table made anew."""
 
     def one(match: re.Match[str]) -> str:
-        results = json.loads((ROOT / "benchmarks" / "results" / match[2]).read_text(encoding="utf-8"))
-        return f"<!-- {match[1]}: {match[2]} -->\n{KINDS[match[1]](results)}\n<!-- end -->"
+        kind, words = match[1], match[2].split()
+        files = [json.loads((RESULTS / w).read_text(encoding="utf-8")) for w in words if w.endswith(".json")]
+        made = KINDS[kind](*files, *(w for w in words if not w.endswith(".json")))
+        return f"<!-- {kind}: {match[2]} -->\n{made}\n<!-- end -->"
 
-    return re.sub(rf"<!-- ({'|'.join(KINDS)}): (\S+) -->\n.*?<!-- end -->", one, page, flags=re.DOTALL)
+    return re.sub(rf"<!-- ({'|'.join(KINDS)}): ([^\n]+) -->\n.*?<!-- end -->", one, page, flags=re.DOTALL)
 
 
 def main() -> int:
-    """Rewrite or check."""
+    """Rewrite or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
