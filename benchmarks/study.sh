@@ -10,8 +10,8 @@ rules=labels,single,rand_single,rand_subset,w_ensemble,lr_ensemble,lr_dev,best_s
 for task in "$@"; do
   if [ "$task" = bundled ]; then
     settings=()
-    papers=$(printf ",\"reinforce agent.credit=shared reward=paper%s\"" 1 2 3)
-    agents="control,oracle,reinforce,\"reinforce agent.credit=influence\",\"reinforce agent.credit=shared\"$papers,ppo,a2c,trpo,dqn,sac,$rules"
+    papers=$(printf ",\"reinforce reward=paper%s\"" 1 2 3)
+    agents="control,oracle,reinforce,\"reinforce credit.name=influence\",\"reinforce credit.name=shared\"$papers,ppo,a2c,trpo,dqn,sac,$rules"
   else
     # One epoch and one joint episode: what two CPU cores allow.
     settings=(task="$task" teachers=minilm student=minilm2 budget.epochs=1 budget.warm_epochs=3)
@@ -22,8 +22,7 @@ for task in "$@"; do
     esac
     one=agent.episodes=1
     own="reinforce $one agent.lr=0.01"
-    average="reward.center=false reward.direction_decay=0.9 reward.direction_size=128"
-    agents="control,\"$own\",\"$own $average\",\"$own agent.credit=influence\",\"$own agent.credit=shared\""
+    agents="control,\"$own\",\"$own credit.name=influence\",\"$own credit.name=shared\""
     agents+=",\"ppo $one\",\"a2c $one\",\"trpo $one\",\"dqn $one\",$rules,headroom"
   fi
   [ "$task" = bundled ] && seeds=10 || seeds=5
