@@ -856,7 +856,11 @@ def digest(*parts: Any) -> str:
 def defaults() -> dict[str, Any]:
     """The tree with its defaults, as plain values. Where kinds differ in their settings, null stands for a kind's default."""
     out: dict[str, Any] = {}
-    kinds = {"student": STUDENT_KINDS, "encoder": ENCODER_KINDS, "agent": {"a": ReinforceSettings, "b": SB3Settings}}
+    kinds: dict[str, Mapping[str, type[Any]]] = {
+        "student": STUDENT_KINDS,
+        "encoder": ENCODER_KINDS,
+        "agent": {"a": ReinforceSettings, "b": SB3Settings},
+    }
     for f in fields(RunSettings):
         if f.name in kinds:
             names = dict.fromkeys(g.name for cls in kinds[f.name].values() for g in fields(cls))
@@ -873,7 +877,7 @@ def defaults() -> dict[str, Any]:
 
 def default_of(f: Field[Any]) -> Any:
     """The default of a dataclass field."""
-    return f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+    return f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc,operator]
 
 
 def register() -> None:

@@ -29,7 +29,7 @@ def subset_table(teachers: int) -> np.ndarray:
 def _teachers(space: gym.Space[Any]) -> int:
     if not isinstance(space, gym.spaces.MultiBinary):
         raise UserError(f"the wrapped environment's actions must be subsets, found {space}")
-    return int(space.n)  # type: ignore[attr-defined]
+    return int(space.n)  # type: ignore[arg-type]
 
 
 class DiscreteSubsets(gym.ActionWrapper[np.ndarray, int, np.ndarray]):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from configs import compose
-from distill.settings import ProcessSettings
 from distill.checks import UserError
+from distill.settings import ProcessSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = {

@@ -24,8 +24,8 @@ from test_cli import REINFORCE, SMALL, assert_one_line, command, edited, files_t
 import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
 from configs import compose
-from distill.models.build import fresh_classifier, word_tokenizer
 from distill.checks import UserError
+from distill.models.build import fresh_classifier, word_tokenizer
 from envs.teacher_select import Core
 
 pytestmark = pytest.mark.faults

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from agents import compare
 from configs import compose
 from distill import cache
-from distill.settings import ProcessSettings, TaskSettings, TeacherSettings
 from distill.checks import UserError
-from distill.data.splits import Split, Task
 from distill.data.load import load_task
+from distill.data.splits import Split, Task
+from distill.settings import ProcessSettings, TaskSettings, TeacherSettings
 from distill.teachers.sources import FileTeacher
 from envs.teacher_select import Core
 

@@ -17,8 +17,8 @@ import distill.process
 import envs
 from agents import compare, reinforce, sb3
 from agents.experiment import runs
-from distill.process import Distillation
 from distill.checks import NotFinite, UserError
+from distill.process import Distillation
 from distill.settings import ProcessSettings
 from distill.student import Student
 from envs.observations import PARTS

@@ -23,9 +23,9 @@ from test_bad_input import build, checkpoint, place, teacher  # noqa: F401  the 
 from agents import compare, report
 from configs import compose
 from distill import cache, models, signals
+from distill.checks import UserError
 from distill.process import Distillation
 from distill.settings import ProcessSettings
-from distill.checks import UserError
 from envs.teacher_select import Core
 
 pytestmark = pytest.mark.faults

@@ -36,8 +36,15 @@ SCHEMA = 1  # of results.json
 class Rule(Protocol):
     """What chooses teachers: `agents.rules.Rule` and its subclasses."""
 
-    needs_states: bool
-    remembers: bool
+    @property
+    def needs_states(self) -> bool:
+        """Whether it looks at states."""
+        ...
+
+    @property
+    def remembers(self) -> bool:
+        """Whether its choices depend on earlier ones."""
+        ...
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         """Actions `[B,K]` for states `[B,S]`."""

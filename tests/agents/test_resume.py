@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from resume_helpers import ROOT, play
 
-from agents.experiment import checkpoints
 from agents import compare
+from agents.experiment import checkpoints
 from agents.experiment.checkpoints import Checkpoints, pack, put_back, unpack
 from agents.experiment.interrupts import Interrupted
 from distill.checks import UserError

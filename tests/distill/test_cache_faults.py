@@ -26,12 +26,12 @@ import torch
 from hypothesis import strategies as st
 
 from distill import cache, signals, teachers
+from distill.checks import UserError
+from distill.data.splits import Split
 from distill.process import Distillation
 from distill.settings import ProcessSettings, digest
-from distill.checks import UserError
 from distill.teachers.encoders import BagEncoder
 from distill.teachers.store import stored
-from distill.data.splits import Split
 
 pytestmark = pytest.mark.faults
 FORK = multiprocessing.get_context("fork")

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from distill import process
+from distill.checks import RoleError
 from distill.losses import distillation_loss, soft_labels
 from distill.process import Distillation, Prepared, prepare
 from distill.settings import LossSettings, ProcessSettings
-from distill.checks import RoleError
 from distill.student import Student
 from distill.teachers.sources import ModelTeacher
 

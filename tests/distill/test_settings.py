@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from distill.checks import UserError, plain_name
 from distill.settings import (
     BudgetSettings,
     LossSettings,
@@ -17,7 +18,6 @@ from distill.settings import (
     digest,
     parse,
 )
-from distill.checks import UserError, plain_name
 
 
 def test_parse() -> None:

@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from distill.checks import UserError
+from distill.data.splits import Task
+from distill.data.tokens import Batch, TokenizedSplit
 from distill.losses import label_loss
-from distill.models.engine import Engine
 from distill.models.build import fresh_classifier, word_tokenizer
+from distill.models.engine import Engine
 from distill.models.loading import load_classifier, load_tokenizer
 from distill.settings import StudentSettings
-from distill.checks import UserError
 from distill.student import Student
-from distill.data.splits import Task
 from distill.teachers.finetune import vocabulary_texts
-from distill.data.tokens import Batch, TokenizedSplit
 
 CPU = Engine(torch.device("cpu"))
 Make = Callable[..., Student]

@@ -17,12 +17,12 @@ import torch
 import transformers
 
 from distill import teachers
+from distill.checks import RoleError, UserError
+from distill.data.load import load_task
+from distill.data.splits import Split, Task
 from distill.models.engine import Engine
 from distill.models.loading import load_classifier
 from distill.settings import CorpusSettings, TaskSettings, TeacherSettings, TeachersSettings
-from distill.checks import RoleError, UserError
-from distill.data.splits import Split, Task
-from distill.data.load import load_task
 from distill.teachers.finetune import FoldedTeacher, fit, folds_of, vocabulary_texts
 from distill.teachers.sources import load_pool, load_teacher
 

@@ -16,10 +16,10 @@ from torch.func import functional_call, jvp
 
 from agents.rules import Oracle
 from configs import compose
+from distill.checks import UserError
 from distill.data import bundled
 from distill.losses import distillation_loss, soft_labels
 from distill.settings import CorpusSettings, LossSettings
-from distill.checks import UserError
 from envs.rewards import Reward, RewardSettings, influence_shares
 from envs.teacher_select import Core
 
