@@ -239,7 +239,7 @@ def confidence(losses: Tensor) -> Tensor:
 
 
 class Entropy(Rule):
-    """EBKD-style: `w = softmax(-H)` over the teachers' entropies H (nats): the sure ones count more, right or wrong."""
+    """EBKD-style: `w = softmax(-H)` over the teachers' entropies H (nats): confident teachers count more, right or wrong."""
 
     summary = "weights by the teachers' certainty"
 
@@ -275,7 +275,7 @@ class Oracle(Rule):
 class AgreeingGradients(Rule):
     """AEKD: one weighting a batch, the point of smallest norm among mixtures of the teachers' gradients on the student's logits.
 
-    No teacher may count for more than `most`, so that one that is at odds with all others does not take over.
+    No teacher may count for more than `most`, so that a teacher that disagrees with all others does not take over.
     """
 
     summary = "weights that balance the teachers' gradients"
@@ -302,7 +302,7 @@ class AgreeingGradients(Rule):
 
 
 class StudentEntropy(Rule):
-    """DynamicKD-style: the surer the student is of an instance, the stronger (on dev) the one teacher it is given.
+    """DynamicKD-style: the more certain the student is of an instance, the stronger (on dev) the single teacher it gets.
 
     A batch is ranked by the student's entropy and cut into K equal parts.
     """
@@ -326,8 +326,8 @@ class MTKDRL(Rule):
     """MTKD-RL's weights: the mean of an agent's softmax, CA-MKD's confidence and a softmax of minus KL to the student.
 
     The agent is trained as published, on `-R sum_k log w_k` with R the last batch's minus loss, standardised and cut to
-    [0, 1]. Its flaw, kept here: for any R that objective is smallest at equal weights, so the agent learns to be
-    uniform and not which teacher is good.
+    [0, 1]. This objective has a flaw that is kept here: for any R it is smallest at equal weights, so the agent learns
+    equal weights and not which teacher is good.
     """
 
     summary = "MTKD-RL's published weights"

@@ -25,7 +25,7 @@ from distill.settings import digest
 MANIFEST = "manifest.json"
 SEAL = "seal"  # key of a JSON file's checksum over itself
 FULL = {errno.ENOSPC, errno.EDQUOT}
-REFUSED = FULL | {errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+WRITE_ERRORS = FULL | {errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -58,9 +58,9 @@ def stamp(path: str) -> list[Any]:
 
 @contextmanager
 def writing(folder: Path, remedy: str) -> Iterator[None]:
-    """What a disk refuses to write (full, read-only, not permitted, failing) raises `UserError` with `folder` and `remedy`.
+    """Turn a failed write (full, read-only or failing disk, no permission) into a `UserError` with `folder` and `remedy`.
 
-    Errors that name a file elsewhere pass as they are.
+    Errors that name a file outside `folder` are not changed.
     """
     try:
         yield
@@ -68,17 +68,17 @@ def writing(folder: Path, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         number = getattr(error, "errno", None)
-        if number is None and (told := re.search(r"\(os error (\d+)\)", str(error))):
-            number = int(told.group(1))  # safetensors and tokenizers raise exceptions of their own
+        if number is None and (code := re.search(r"\(os error (\d+)\)", str(error))):
+            number = int(code.group(1))  # safetensors and tokenizers raise exceptions of their own
         place = getattr(error, "filename", None)
-        if number not in REFUSED or (isinstance(place, str) and not Path(place).is_relative_to(folder)):
+        if number not in WRITE_ERRORS or (isinstance(place, str) and not Path(place).is_relative_to(folder)):
             raise
         room = "free some space or " if number in FULL else ""
         raise UserError(f"{folder} cannot be written ({os.strerror(number)}); {room}{remedy}") from None
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old one or the new one, never a part; a failure leaves the old one alone."""
+    """Write a file so that readers see the old or the new content, never a part. A failure leaves the old file unchanged."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -97,7 +97,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def npy(array: np.ndarray) -> bytes:
-    """What `np.save` writes, which itself says nothing when the end of a small array no longer fits on the disk."""
+    """The bytes that `np.save` writes. `np.save` itself does not report when the end of a small array does not fit on the disk."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
@@ -105,7 +105,7 @@ def npy(array: np.ndarray) -> bytes:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which then takes the place of `folder`; on a failure nothing is left of it."""
+    """A temporary folder to fill, which then replaces `folder`. After a failure nothing is left of it."""
     temporary = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     try:
@@ -123,9 +123,10 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """A sealed JSON file, without its seal; files of earlier versions carry none.
+    """A sealed JSON file, without its seal; files of earlier versions have none.
 
-    Raises `UserError` naming the entry `path` lies in when it cannot be read or is not what was written.
+    Raises:
+        UserError: when the file cannot be read or is not what was written; the message names its cache entry.
     """
     entry = path.parent
     try:
@@ -160,9 +161,10 @@ def check_files(entry: Path, files: Any) -> None:
 
 
 def read_manifest(entry: Path) -> dict[str, Any]:
-    """The entry's manifest, after every file it names was found with the size and checksum it states.
+    """The entry's manifest, after checking that every file it names has the stated size and checksum.
 
-    Raises `UserError` naming the entry when something is missing or differs.
+    Raises:
+        UserError: when something is missing or differs; the message names the entry.
     """
     manifest = read_sealed(entry / MANIFEST)
     check_files(entry, manifest.get("files"))
@@ -178,7 +180,7 @@ def read_manifest(entry: Path) -> dict[str, Any]:
 
 
 def way_out(entry: Path) -> str:
-    """How every message about a damaged entry ends."""
+    """The end of every message about a damaged entry."""
     return f"; delete {entry} to build it again"
 
 
@@ -188,14 +190,20 @@ def entry(
     build: Callable[[Path], dict[str, Any] | None],
     checked_later: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Manifest of the cache entry `folder`, built first when it does not exist.
+    """Manifest of the cache entry `folder`, which is built first if it does not exist.
 
-    `build(temporary)` writes the entry's files and may return more facts for the manifest. The folder is renamed into
-    place only when complete; other processes wait on a lock. A full or read-only disk raises `UserError` and leaves
-    the cache as it was; where the entry is there nothing is written at all. `facts` are compared with those of an
-    entry found: a difference raises `UserError` naming both. Of the files `checked_later` only the size is checked
-    here: whoever reads them checks what it reads. Processes started together build together, and the first one's
-    files are kept.
+    The folder is renamed into place only when it is complete. Other processes wait on a lock. Processes that were
+    launched together build together, and the files of the first one are kept. Nothing is written if the entry exists.
+
+    Args:
+        folder: of the entry.
+        facts: what the entry depends on. They are written to the manifest, and compared with those of an existing entry.
+        build: writes the entry's files to the folder it is given; may return more facts for the manifest.
+        checked_later: files of which only the size is checked here, because their reader checks what it reads.
+
+    Raises:
+        UserError: when the facts differ (the message names both sides), when the entry is damaged, or when the disk is
+            full or read-only. The cache is unchanged then.
     """
     if _missing(folder):
         try:
@@ -219,7 +227,7 @@ def entry(
 
 
 def _missing(folder: Path) -> bool:
-    """Whether an entry must be built; the first process looks for all of them."""
+    """Whether an entry must be built. The first process decides for all."""
     return bool(parallel.from_first(np.array([not (folder / MANIFEST).is_file()], np.int8))[0])
 
 
@@ -233,7 +241,7 @@ def _build(
         with tempfile.TemporaryDirectory() as aside:
             build(Path(aside))
         return
-    with whole_folder(folder) as temporary:  # one left by a builder that was killed is nobody's: the lock is ours
+    with whole_folder(folder) as temporary:  # a folder left by a process that was killed may go: we hold the lock
         more = build(temporary) or {}
         made = sorted(p for p in temporary.iterdir() if p.is_file())
         files = {p.name: file_sha256(p) for p in made if p.name not in checked_later}

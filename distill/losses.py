@@ -2,8 +2,8 @@
 
     alpha * CE(z, y) + (1 - alpha) * T^2 * KL(q || softmax(z / T)),   q = sum_k w_k softmax(t_k / T)
 
-with student logits z, label y, teacher logits t_k and weights w_k = a_k / sum(a). An instance with no teacher learns
-from its label alone: CE(z, y). The T^2 keeps the two terms' gradients on one scale (Hinton et al., arXiv 1503.02531).
+with student logits z, label y, teacher logits t_k and weights w_k = a_k / sum(a). An instance without a teacher learns
+from its label alone: CE(z, y). The factor T^2 keeps the gradients of both terms on one scale (Hinton et al., arXiv 1503.02531).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Several processes as one: `accelerate launch` starts them, and they share forwards and student steps. Alone, nothing here does anything.
+"""Several processes on one run. `accelerate launch` starts them, and they share forwards and student steps.
 
-Every process runs the same program. What one of them decides for all (actions, whether a cache entry must be built) is the
-first one's word, and only the first one writes. Processes meet over NCCL on GPUs and over gloo on processors.
+Every process runs the same program. The first process decides what must be the same in all (actions, whether a cache entry
+must be built), and it alone writes files. They communicate over NCCL on GPUs and over gloo on CPUs. In a single process
+the functions here change nothing.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PATIENCE = timedelta(hours=6)  # for a process that still computes alone, before the others give up
+PATIENCE = timedelta(hours=6)  # how long the others wait for a process that computes alone
 
 
 @lru_cache(maxsize=1)
 def world() -> int:
-    """How many processes there are; 1 unless a launcher said otherwise."""
+    """The number of processes; 1 without a launcher."""
     launched = all(key in os.environ for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
     return int(os.environ["WORLD_SIZE"]) if launched else 1
 
 
 def rank() -> int:
-    """This process's number, from 0; the first one writes and decides."""
+    """The number of this process, from 0."""
     return int(os.environ["RANK"]) if world() > 1 else 0
 
 
@@ -39,27 +40,27 @@ def is_first() -> bool:
 
 @lru_cache(maxsize=1)
 def _state() -> Any:
-    from accelerate import PartialState  # slow to import, and of no use to a process alone
+    from accelerate import PartialState  # slow to import, and not needed in a single process
 
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
-    atexit.register(state.destroy_process_group)  # gloo's threads abort a process that leaves without
+    atexit.register(state.destroy_process_group)  # without it gloo's threads abort the process at exit
     return state
 
 
 def device() -> torch.device:
-    """The device of this process among its peers."""
+    """The device of this process."""
     found: torch.device = _state().device
     return found
 
 
 def wait() -> None:
-    """Until every process is here."""
+    """Wait until every process has come to this point."""
     if world() > 1:
         _state().wait_for_everyone()
 
 
 def from_first(values: np.ndarray) -> np.ndarray:
-    """The first process's `values`, in every process; shapes must agree."""
+    """The `values` of the first process, in every process. Shapes must agree."""
     if world() == 1:
         return values
     from accelerate.utils import broadcast

@@ -1,6 +1,6 @@
-"""A model under training: one step, evaluation, snapshot and restore, first-order probes, saving.
+"""A model in training: one step, evaluation, snapshot and restore, first-order probes, saving.
 
-Teachers are fine-tuned by the same class, with their labels as the only target.
+Teachers are fine-tuned by the same class, with labels as the only target.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ class Student:
             model.get_input_embeddings().requires_grad_(False)
         self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.params = list(self.named.values())
-        # Dropout decides whether the model must ever leave eval mode: switching walks over every module.
+        # Without dropout the model stays in eval mode: switching visits every module.
         self.random = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
         self.steps, self.budget = 0, 1
-        # Every loss and gradient norm since `begin`, added up on the device: finite as long as all of them were.
+        # The sum of every loss and gradient norm since `begin`, on the device. It is finite as long as all of them are.
         self.trail = torch.zeros((), device=device)
         self.optimizer = self._optimizer()
 
@@ -116,7 +116,7 @@ class Student:
 
     @property
     def version(self) -> int:
-        """A number that grows whenever weights are written by anything but a step: equal between two steps, equal weights."""
+        """A number that grows when weights are written. The same number between two steps means the same weights."""
         return sum(p._version for p in self.params)
 
     def step(self, batch: Batch, loss: Callable[[Tensor], Tensor], ahead: Tensor | None = None) -> StepResult:
@@ -173,15 +173,15 @@ class Student:
         """Raise `NotFinite` unless `values` and every loss and gradient since `begin` are finite; waits for the device."""
         if not math.isfinite(sum(values, self.trail.item())):
             raise NotFinite(
-                f"the student's loss or gradient is no finite number after step {self.steps} "
+                f"the student's loss or gradient is not finite after step {self.steps} "
                 f"with student.lr={self.settings.lr:g}; lower student.lr"
             )
 
     def check_weights(self) -> None:
-        """Raise `NotFinite` unless the weights, too, are finite: for those about to be kept."""
+        """Raise `NotFinite` unless the weights are finite too. For weights that are about to be kept."""
         self.check_finite(*(float(p.detach().double().sum()) for p in self.params))
 
-    # --- looking without touching -----------------------------------------------------------------------------------
+    # --- evaluation and probes -----------------------------------------------------------------------------------
 
     def predict(self, tokens: TokenizedSplit, batch_size: int = 256, progress: str | None = None) -> Tensor:
         """Logits of a whole split in its order: `[N,C]` float32, on the host."""
@@ -189,9 +189,10 @@ class Student:
 
     @torch.inference_mode()
     def score(self, batches: Sequence[tuple[Batch, Tensor]]) -> tuple[float, float]:
-        """Mean cross-entropy (nats) and accuracy over prepared batches; the one place of a step that waits for the device.
+        """Mean cross-entropy (nats) and accuracy over prepared batches. This waits for the device.
 
-        Raises `NotFinite` when that is none, or a loss or gradient since `begin` was none.
+        Raises:
+            NotFinite: when the cross-entropy, or a loss or gradient since `begin`, is not finite.
         """
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         right = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -212,10 +213,10 @@ class Student:
         return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(self.named.items(), grads, strict=True)}
 
     def precondition(self, direction: Direction) -> Direction:
-        """The direction as the optimiser scales it: AdamW divides by the root of its second moment, SGD leaves it.
+        """The direction as the optimiser scales it: AdamW divides by the root of its second moment, SGD does not change it.
 
-        What AdamW has never moved (words not met since `begin`) counts as still: its first step there is not a
-        multiple of the gradient, and dividing by `eps` alone would drown everything else.
+        Weights that AdamW has never moved (words not seen since `begin`) get zero. AdamW's first step there is not a
+        multiple of the gradient, and dividing by `eps` alone would outweigh everything else.
         """
         if self.settings.optimizer == "sgd":
             return direction
@@ -245,10 +246,10 @@ class Student:
     def probe(
         self, batch: Batch, direction: Direction, method: str = "auto", reach: float = 1e-2
     ) -> Callable[[Tensor], Tensor]:
-        """`directional` but for the logits at the present weights: a function from those of a training step `[B,C]` to the slope.
+        """The first half of `directional`: a function from the logits `[B,C]` of the coming step to the slope `[B,C]`.
 
-        The step computes them anyway, so a forward difference costs one forward more and not two; where the step's are
-        noisy or rounded (dropout, autocast) clean ones are computed here.
+        The step computes its logits anyway, so a forward difference costs one more forward and not two. Where the step's
+        logits are noisy or rounded (dropout, autocast), exact ones are computed here.
         """
         if method == "auto":
             method = "finite" if self.engine.amp is None else "exact"
@@ -273,7 +274,7 @@ class Student:
         return lambda logits: (ahead - (logits if clean is None else clean)) / eps
 
     def _shifted(self, along: list[Tensor], eps: Tensor, batch: Batch) -> Tensor:
-        """Logits at weights + eps * along, in full precision; the weights are back, to the bit, afterwards."""
+        """Logits at weights + eps * along, in full precision. The weights are restored to the bit."""
         # Moving them in place costs two copies; functional_call would walk over every module of the model.
         here = self.weights()
         torch._foreach_add_(self.params, torch._foreach_mul(along, eps))
@@ -291,7 +292,7 @@ class Student:
 
     @torch.no_grad()
     def restore(self, weights: Sequence[Tensor]) -> None:
-        """Copy `weights` back in place; nothing is allocated."""
+        """Copy `weights` back in place, without allocating memory."""
         torch._foreach_copy_(self.params, list(weights))
 
     def save(self, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The distillation process as Gymnasium environments; importing this package registers `TeacherSelect-v0`.
 
-Neither torch nor transformers is imported here: registration must stay cheap.
+Torch and transformers are not imported here, so that registration stays cheap.
 """
 
 import gymnasium as gym

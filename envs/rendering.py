@@ -1,4 +1,4 @@
-"""What a person sees of an episode: one status line, or a small figure drawn without a display."""
+"""Rendering of an episode: one status line, or a small figure drawn without a display."""
 
 from __future__ import annotations
 

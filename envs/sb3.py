@@ -1,7 +1,7 @@
 """The adapter from a Gymnasium `VectorEnv` to Stable-Baselines3's `VecEnv`.
 
-SB3 ships none, and `DummyVecEnv` of B single environments is another problem: B students with batches of their own.
-Here the B rows of one vector environment become SB3's environments, and share one student as they should.
+SB3 has none. `DummyVecEnv` over B single environments would be another problem: B students with batches of their own. Here
+the B rows of one vector environment become SB3's environments, and share one student.
 """
 
 from __future__ import annotations

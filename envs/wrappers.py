@@ -1,4 +1,4 @@
-"""Other action spaces over the same environment, for its single and its vector face.
+"""Other action spaces over the same environment, for the single and the vector interface.
 
 `DiscreteSubsets`: one number a subset, for DQN. `TeacherWeights`: continuous weights, for SAC and TD3.
 """
@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 
 from distill.checks import UserError
 
-MOST_TEACHERS = 6  # 2^6 = 64 actions; beyond it a discrete space learns nothing in any budget of ours
+MOST_TEACHERS = 6  # 2^6 = 64 actions; beyond it a discrete space learns nothing within our budgets
 
 
 def subset_table(teachers: int) -> np.ndarray:
