@@ -1,0 +1,244 @@
+"""Choosing teachers by the labels of the reward split: a selector fitted by likelihood, and a router.
+
+A selector is K logistic units on the state of an instance. Each subset `a` of the teachers has a reward on a labelled
+instance j: the log-likelihood of its label under the mean of the chosen teachers,
+
+    R_j(a) = log sum_k w_k(a) p_jk(y_j),    w(a) = a / sum(a).
+
+The fit maximises `mean_j E_{a ~ pi(s_j)} R_j(a)` minus a ridge penalty. This is the policy gradient of a one-step problem
+whose reward needs no student. Up to `EXACT` teachers the expectation runs over all subsets; beyond, its gradient is
+estimated by the Rao-Blackwellised form over sampled subsets. The penalty is chosen by cross-validation, and so is
+whether to select at all: `Fit.helps` is false where the gain over all teachers does not exceed its standard error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit
+
+EXACT = 8  # teachers up to which all 2^K subsets are enumerated
+PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+FOLDS = 4
+EMPTY = 0.5  # nats by which choosing nobody is worse than choosing everybody
+FLOOR = 1e-6  # added to probabilities before the logarithm
+BIAS_PENALTY = 1e-3
+SAMPLES = 8  # subsets drawn for each instance where they are not enumerated
+
+
+@dataclass(frozen=True)
+class Fit:
+    """K logistic units, and what cross-validation says about them.
+
+    Attributes:
+        weights: `[F,K]`. bias: `[K]`.
+        gain: mean held-out log-likelihood over that of all teachers, nats.
+        error: its standard error, nats.
+        penalty: the ridge penalty that cross-validation chose.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    gain: float
+    error: float
+    penalty: float
+
+    @property
+    def helps(self) -> bool:
+        """Whether the cross-validated gain exceeds its standard error."""
+        return self.gain > self.error
+
+    def probabilities(self, states: np.ndarray) -> np.ndarray:
+        """Probability that each teacher is chosen, `[N,K]`, from states `[N,F]`."""
+        out: np.ndarray = expit(states @ self.weights + self.bias)
+        return out
+
+
+class Problem:
+    """Labelled instances as a one-step problem: the reward of every subset of the teachers.
+
+    Args:
+        states: `[R,F]`. They must not depend on the labels.
+        gold: probability that each teacher gives the gold class, `[R,K]`.
+        answered: bool `[R,K]`: which teachers answered. None: all.
+    """
+
+    def __init__(self, states: np.ndarray, gold: np.ndarray, answered: np.ndarray | None = None) -> None:
+        self.states = np.asarray(states, np.float64)
+        self.gold = np.asarray(gold, np.float64)
+        self.answered = np.ones(self.gold.shape) if answered is None else np.asarray(answered, np.float64)
+        self.gold = self.gold * self.answered
+
+    def __len__(self) -> int:
+        return len(self.gold)
+
+    @property
+    def teachers(self) -> int:
+        """K."""
+        return self.gold.shape[1]
+
+    def take(self, rows: np.ndarray) -> Problem:
+        """The instances at `rows`."""
+        return Problem(self.states[rows], self.gold[rows], self.answered[rows])
+
+    @cached_property
+    def everyone(self) -> np.ndarray:
+        """Reward of choosing all teachers, `[R]`."""
+        mass = self.answered.sum(1)
+        return np.log(self.gold.sum(1) / np.maximum(mass, 1) + FLOOR)
+
+    def reward(self, actions: np.ndarray) -> np.ndarray:
+        """Reward `[...,R]` of subsets or weights `[...,R,K]`. A choice that nobody answers counts as the empty subset."""
+        mass = (actions * self.answered).sum(-1)
+        chosen = np.log((actions * self.gold).sum(-1) / np.maximum(mass, 1e-12) + FLOOR)
+        return np.where(mass > 1e-9, chosen, self.everyone - EMPTY)
+
+    @cached_property
+    def subsets(self) -> np.ndarray:
+        """All subsets, `[2^K,K]`; bit k of the row's number says whether teacher k is chosen."""
+        k = self.teachers
+        return ((np.arange(2**k)[:, None] >> np.arange(k)) & 1).astype(np.float64)
+
+    @cached_property
+    def rewards(self) -> np.ndarray:
+        """Reward of every subset on every instance, `[R,2^K]`."""
+        mass = self.answered @ self.subsets.T
+        chosen = np.log(self.gold @ self.subsets.T / np.maximum(mass, 1) + FLOOR)
+        return np.where(mass > 0, chosen, self.everyone[:, None] - EMPTY)
+
+    def expected(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Expected reward `[R]` under units with these logits `[R,K]`, and its gradient `[R,K]` by the logits."""
+        if self.teachers > EXACT:
+            return self._sampled(logits)
+        subsets, p = self.subsets, expit(logits)
+        pi = np.exp(log_expit(logits) @ subsets.T + log_expit(-logits) @ (1 - subsets).T)
+        paid = pi * self.rewards
+        mean = paid.sum(1)
+        return mean, paid @ subsets - p * mean[:, None]
+
+    def _sampled(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`expected` over sampled subsets: for each teacher the difference of on and off, the other bits as sampled."""
+        p = expit(logits)
+        drawn = (np.random.default_rng(0).random((SAMPLES, *p.shape)) < p).astype(np.float64)
+        mass, total = (drawn * self.answered).sum(-1, keepdims=True), (drawn * self.gold).sum(-1, keepdims=True)
+        empty = self.everyone[:, None] - EMPTY
+
+        def value(total: np.ndarray, mass: np.ndarray) -> np.ndarray:
+            return np.where(mass > 0.5, np.log(total / np.maximum(mass, 1) + FLOOR), empty)
+
+        rest, rest_mass = total - drawn * self.gold, mass - drawn * self.answered
+        on = value(rest + self.gold, rest_mass + self.answered)
+        gradient = (on - value(rest, rest_mass)).mean(0) * p * (1 - p)
+        return value(total, mass)[..., 0].mean(0), gradient
+
+
+def fit_selector(problem: Problem, seed: int = 0) -> Fit:
+    """K logistic units of the largest penalised expected reward.
+
+    The states are standardised for the fit; the returned weights are for the states as they are. The penalty with the best
+    cross-validated reward is used.
+    """
+    mean, spread = problem.states.mean(0), problem.states.std(0)
+    spread = np.where(spread < 1e-8, np.inf, spread)  # a constant column gets weight 0
+    scaled = replace_states(problem, (problem.states - mean) / spread)
+    fold = np.random.default_rng(seed).permutation(len(problem)) % FOLDS
+    gains = {penalty: np.empty(len(problem)) for penalty in PENALTIES}
+    for f in range(FOLDS):
+        train, held = scaled.take(fold != f), scaled.take(fold == f)
+        start = None
+        for penalty in sorted(PENALTIES, reverse=True):  # a strong penalty is a good start for a weaker one
+            start = _solve(train, penalty, start)
+            weights, bias = start
+            gains[penalty][fold == f] = held.expected(held.states @ weights + bias)[0] - held.everyone
+    best = max(PENALTIES, key=lambda c: float(gains[c].mean()))
+    weights, bias = _solve(scaled, best, None)
+    weights = weights / spread[:, None]
+    error = float(gains[best].std() / np.sqrt(len(problem)))
+    return Fit(weights, bias - mean @ weights, float(gains[best].mean()), error, best)
+
+
+def replace_states(problem: Problem, states: np.ndarray) -> Problem:
+    """The same problem with other states `[R,F]`."""
+    return Problem(states, problem.gold, problem.answered)
+
+
+def _solve(
+    problem: Problem, penalty: float, start: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `[F,K]` and bias `[K]` for standardised states."""
+    x, k = problem.states, problem.teachers
+    shape = (x.shape[1], k)
+    weights, bias = start or (np.zeros(shape), np.ones(k))
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        w, b = flat[:-k].reshape(shape), flat[-k:]
+        value, slope = problem.expected(x @ w + b)
+        slope = slope / len(problem)
+        loss = -value.mean() + penalty * (w**2).sum() + BIAS_PENALTY * (b**2).sum()
+        gradient = np.concatenate(((2 * penalty * w - x.T @ slope).ravel(), 2 * BIAS_PENALTY * b - slope.sum(0)))
+        return float(loss), gradient
+
+    flat = np.concatenate((weights.ravel(), bias))
+    flat = _maximise(objective, flat) if k <= EXACT else _ascend(objective, flat)
+    return flat[:-k].reshape(shape), flat[-k:]
+
+
+Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
+
+
+def _maximise(objective: Objective, flat: np.ndarray) -> np.ndarray:
+    """Minimise an exact objective."""
+    out: np.ndarray = minimize(objective, flat, jac=True, method="L-BFGS-B", options={"maxiter": 80}).x
+    return out
+
+
+def _ascend(objective: Objective, flat: np.ndarray, steps: int = 100, rate: float = 0.3) -> np.ndarray:
+    """Minimise a sampled objective, whose value jumps where a bit flips: Adam with a rate that falls to zero."""
+    first, second = np.zeros_like(flat), np.zeros_like(flat)
+    for t in range(1, steps + 1):
+        gradient = objective(flat)[1]
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.99 * second + 0.01 * gradient**2
+        scaled = (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.99**t)) + 1e-12)
+        flat = flat - rate * (1 - (t - 1) / steps) * scaled
+    return flat
+
+
+# --- a router ---------------------------------------------------------------------------------------------------------
+
+
+def fit_router(states: np.ndarray, right: np.ndarray, answered: np.ndarray | None = None) -> Fit:
+    """For each teacher a logistic regression of being right, by scikit-learn with a cross-validated penalty.
+
+    Args:
+        states: `[R,F]`. right: bool `[R,K]`: whether the teacher's most likely class is the gold class.
+        answered: bool `[R,K]`. None: all.
+
+    Returns:
+        The units; `probabilities` is the probability of being right. `gain` and `error` are not measured.
+    """
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    width, k = states.shape[1], right.shape[1]
+    weights, bias = np.zeros((width, k)), np.zeros(k)
+    for teacher in range(k):
+        rows = np.arange(len(states)) if answered is None else np.flatnonzero(answered[:, teacher])
+        y = right[rows, teacher]
+        counts = np.bincount(y.astype(int), minlength=2)
+        if counts.min() < FOLDS:  # always or never right, as far as these labels show
+            bias[teacher] = np.log((counts[1] + 1) / (counts[0] + 1))
+            continue
+        model = make_pipeline(
+            StandardScaler(), LogisticRegressionCV(Cs=np.logspace(-4, 0, 5), cv=FOLDS, scoring="neg_log_loss", max_iter=500)
+        )
+        model.fit(states[rows], y)
+        scaler, units = model[0], model[1]
+        weights[:, teacher] = units.coef_[0] / scaler.scale_
+        bias[teacher] = units.intercept_[0] - scaler.mean_ @ weights[:, teacher]
+    return Fit(weights, bias, np.nan, np.nan, np.nan)
