@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 import configs
-from distill.process import Prepared, prepare
-from distill.settings import ProcessSettings
+from distill.process import Prepared
+from distill.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/teachers.json")
     args = parser.parse_args()
     overrides = [o for o in args.settings if o != "bundled"]
-    prepared = prepare(ProcessSettings.from_config(configs.compose(overrides)))
+    prepared = Prepared.of(RunSettings.from_config(configs.compose(overrides))).load()
     entry = {
         "task": prepared.task.name,
         "teachers": [t.name for t in prepared.teachers],
