@@ -1,4 +1,4 @@
-"""The paper's pool, four families with four tokenizers, in miniature: `experiment=paper/...` with tiny checkpoints."""
+"""The paper's pool, four families with four tokenizers, in miniature: `experiment=paper` with tiny checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POOL = {
 @pytest.mark.parametrize("layers", [3, 6])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_experiment_composes(task: str, layers: int) -> None:
-    settings = RunSettings.from_config(compose([f"experiment=paper/{task}", f"student=bert{layers}"]))
+    settings = RunSettings.from_config(compose(["experiment=paper", f"task={task}", f"student=bert{layers}"]))
     assert settings.task.name == task
     pool = [t for t in settings.teachers.pool if isinstance(t, FinetuneTeacher)]
     assert {t.name: t.path for t in pool} == dict(zip(POOL, POOL, strict=True))
@@ -46,7 +46,7 @@ def test_every_experiment_composes(task: str, layers: int) -> None:
     assert student.lr in (1e-5, 2e-5, 5e-5)
     assert (settings.budget.batch_size, settings.budget.epochs) == (32, 4)
     if layers == 3:
-        assert RunSettings.from_config(compose([f"experiment=paper/{task}"])) == settings
+        assert RunSettings.from_config(compose(["experiment=paper", f"task={task}"])) == settings
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,8 @@ def settings(zoo: dict[str, Path], data: Path, home: Path) -> Callable[[str, int
     def make(task: str, layers: int) -> RunSettings:
         config: dict[str, Any] = compose(
             [
-                f"experiment=paper/{task}",
+                "experiment=paper",
+                f"task={task}",
                 f"student=bert{layers}",
                 "device=cpu",
                 "amp=off",
