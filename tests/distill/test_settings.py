@@ -335,10 +335,11 @@ def test_every_setting_says_what_it_changes_and_what_it_is() -> None:
     assert {n for n, c in scopes.items() if c == "nothing"} == {"data_dir", "home", "resume", "checkpoint_every"}
     assert {n for n, c in scopes.items() if c == "machine"} == {"device", "threads", "amp", "fast"}
     sections = [type(getattr(RunSettings(), f.name)) for f in dataclasses.fields(RunSettings)]
-    for cls in (RunSettings, *KINDS, *(c for c in sections if dataclasses.is_dataclass(c))):
+    for cls in (RunSettings, *KINDS, *filter(dataclasses.is_dataclass, sections)):
         assert cls.__doc__
         for f in dataclasses.fields(cls):
-            assert f.metadata.get("help") or dataclasses.is_dataclass(getattr(RunSettings(), f.name, None)), f.name
+            nested = f.default_factory is not dataclasses.MISSING and dataclasses.is_dataclass(f.default_factory())
+            assert nested or f.metadata.get("help"), f"{cls.__name__}.{f.name} has no help text"
 
 
 def test_a_setting_that_does_not_say_what_it_changes_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
