@@ -27,7 +27,7 @@ POOL = {
 
 @pytest.mark.parametrize("layers", [3, 6])
 @pytest.mark.parametrize("task", TASKS)
-def test_every_experiment_composes(task: str, layers: int) -> None:
+def test_every_task_composes(task: str, layers: int) -> None:
     settings = RunSettings.from_config(compose(["experiment=paper", f"task={task}", f"student=bert{layers}"]))
     assert settings.task.name == task
     pool = [t for t in settings.teachers.pool if isinstance(t, FinetuneTeacher)]
@@ -107,7 +107,7 @@ def test_fine_tuning_signals_and_steps(settings: Callable[[str, int], RunSetting
     assert logits.std(0).min() > 1e-3, "no teacher gives the same logits for all instances"
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     typed = (True, False, True, True)  # RoBERTa was trained without token types
-    # from its own folder, by transformers alone, without padding
+    # Compared with transformers alone: each from its own folder, without padding.
     for k, (teacher, types) in enumerate(zip(d.prepared.teachers, typed, strict=True)):
         folder = teacher.folder  # type: ignore[attr-defined]
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -58,7 +58,7 @@ def entries(home: Path) -> list[Path]:
 # --- fine-tuned here --------------------------------------------------------------------------------------------------
 
 
-def test_fitted_once(small_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fine_tuned_once(small_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, real = [], finetune.fit
     monkeypatch.setattr(finetune, "fit", lambda *a: calls.append(a[0].name) or real(*a))
     one, two = (load_teacher(fresh(), small_task, tmp_path, CPU) for _ in range(2))
@@ -156,7 +156,7 @@ def test_refused_settings(settings: dict[str, Any], message: str) -> None:
         TeachersSettings(pool=[fresh(), fresh()])
 
 
-def test_a_kind_of_ones_own(small_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_can_add_a_kind_of_teacher(small_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataclass among the settings and a builder in the registry, under one name; nothing else has to change."""
 
     @dataclass
@@ -211,7 +211,7 @@ def test_mistakes_are_found_before_a_teacher_is_fine_tuned(small_task: Task, tmp
 # --- cross-fitted -----------------------------------------------------------------------------------------------------
 
 
-def test_no_training_instance_is_judged_by_a_copy_that_saw_it(
+def test_no_training_instance_gets_logits_of_a_copy_that_saw_it(
     small_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, real = [], finetune.fit
@@ -219,7 +219,9 @@ def test_no_training_instance_is_judged_by_a_copy_that_saw_it(
     train, dev = small_task.splits["train"], small_task.splits["dev"]
     folded = load_teacher(fresh(), small_task, tmp_path, CPU, folds=4)
     assert isinstance(folded, FoldedTeacher)
-    assert [len(ids) for ids in seen] == [64, 48, 48, 48, 48], "the whole, and four copies on three quarters"
+    assert [len(ids) for ids in seen] == [64, 48, 48, 48, 48], (
+        "the teacher on all of train, and four copies on three quarters each"
+    )
     fold = folds_of(train, 4)
     for i, ids in enumerate(seen[1:]):
         rows = np.flatnonzero(fold == i)
@@ -231,7 +233,7 @@ def test_no_training_instance_is_judged_by_a_copy_that_saw_it(
     assert folded.fingerprint != folded.whole.fingerprint
     again = load_teacher(fresh(), small_task, tmp_path, CPU, folds=4)
     assert again.fingerprint == folded.fingerprint
-    assert len(seen) == 5, "fitted once"
+    assert len(seen) == 5, "fine-tuned once"
 
 
 def test_folds_are_stratified_and_the_same_for_all(small_task: Task) -> None:
@@ -242,8 +244,8 @@ def test_folds_are_stratified_and_the_same_for_all(small_task: Task) -> None:
     assert np.ptp(counts, axis=1).max() <= 1
 
 
-def test_cross_fitting_takes_away_confidence_in_what_was_learnt_by_heart(tmp_path: Path) -> None:
-    """Labels that are noise: the teacher that saw them knows them, its copies cannot."""
+def test_cross_fitting_removes_the_confidence_on_memorised_labels(tmp_path: Path) -> None:
+    """The labels are random: the teacher that saw them has memorised them, its copies cannot know them."""
     noisy = load_task(TaskSettings(corpus=CorpusSettings(train=64, reward=24, dev=24, test=24, pool=32)))
     train = noisy.splits["train"]
     rng = np.random.default_rng(0)
@@ -271,7 +273,7 @@ def test_only_teachers_that_learn_train_are_cross_fitted(
         load_pool(nobody, small_task, tmp_path, CPU)
 
 
-def test_folds_that_cannot_be(small_task: Task, tmp_path: Path) -> None:
+def test_impossible_folds(small_task: Task, tmp_path: Path) -> None:
     for folds in (1, -1, 21):
         with pytest.raises(UserError, match=rf"teachers.folds={folds} must lie in \[2, 20\], or be 0 for none"):
             TeachersSettings(pool=[fresh()], folds=folds)
@@ -284,7 +286,7 @@ def test_folds_that_cannot_be(small_task: Task, tmp_path: Path) -> None:
         UserError, match=r"teachers.folds=3: the rarest class has 2 training instances; use fewer folds"
     ):
         load_teacher(fresh(), rare, tmp_path, CPU, folds=3)
-    assert not entries(tmp_path), "refused before anything is trained"
+    assert not entries(tmp_path), "the error comes before anything is trained"
 
 
 # --- a checkpoint as it is ------------------------------------------------------------------------------------------------
@@ -320,7 +322,7 @@ def direct(folder: Path, texts: list[tuple[str, ...]]) -> np.ndarray:
         (("LABEL_0", "LABEL_1"), None, [0, 1]),
     ],
 )
-def test_a_fitted_teacher_answers_in_the_tasks_order(
+def test_a_checkpoints_logits_are_in_the_tasks_order(
     fitted: Callable[..., Path], small_task: Task, tmp_path: Path, names: Any, given: Any, order: list[int]
 ) -> None:
     folder = fitted(*names)
@@ -329,10 +331,10 @@ def test_a_fitted_teacher_answers_in_the_tasks_order(
     got = load_teacher(spec, small_task, tmp_path / "home", CPU).compute(dev)
     np.testing.assert_allclose(got, direct(folder, dev.texts)[:, order], atol=1e-5)
     assert abs(got[:, 0] - got[:, 1]).min() > 0
-    assert not (tmp_path / "home").exists(), "nothing is trained, nothing is kept"
+    assert not (tmp_path / "home").exists(), "nothing is trained and nothing is stored"
 
 
-def test_fitted_fingerprints(fitted: Callable[..., Path], small_task: Task, tmp_path: Path) -> None:
+def test_fingerprints_of_checkpoints(fitted: Callable[..., Path], small_task: Task, tmp_path: Path) -> None:
     def of(folder: Path, amp: torch.dtype | None = None, **more: Any) -> str:
         return load_teacher(
             CheckpointTeacher(name="f", path=str(folder), **more),
@@ -354,7 +356,7 @@ def test_fitted_fingerprints(fitted: Callable[..., Path], small_task: Task, tmp_
         (("good", "bad"), r"teacher f: no output named 'negative'"),
     ],
 )
-def test_a_teacher_of_another_task_is_refused_at_once(
+def test_a_teacher_of_another_task_is_an_error_before_any_training(
     fitted: Callable[..., Path], small_task: Task, tmp_path: Path, names: Any, message: str
 ) -> None:
     settings = TeachersSettings(pool=[CheckpointTeacher(name="f", path=str(fitted(*names))), fresh()])
@@ -363,13 +365,13 @@ def test_a_teacher_of_another_task_is_refused_at_once(
     assert not (tmp_path / "home").exists()
 
 
-def test_a_fitted_teacher_without_a_head_is_refused(zoo: dict[str, Path], small_task: Task, tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_head_is_an_error(zoo: dict[str, Path], small_task: Task, tmp_path: Path) -> None:
     teacher = load_teacher(CheckpointTeacher(name="f", path=str(zoo["bert"])), small_task, tmp_path, CPU)
     with pytest.raises(UserError, match=r"teacher f: .*not a fine-tuned classifier \(kind=finetune fine-tunes it\)"):
         teacher.compute(small_task.splits["dev"])
 
 
-def test_a_fitted_teacher_with_a_broken_config(zoo: dict[str, Path], small_task: Task, tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_broken_config(zoo: dict[str, Path], small_task: Task, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"teacher f: .*config\.json"):
         load_teacher(CheckpointTeacher(name="f", path=str(tmp_path)), small_task, tmp_path, CPU)
