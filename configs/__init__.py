@@ -19,7 +19,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.errors import UserError
+from configs.errors import UserError, plain_name
+
+
+def _folder_name(value: Any) -> str:
+    """The resolver `folder_name` of the YAML files: the value, if it can name a folder. Hydra asks before it makes one."""
+    plain_name(str(value), "task.name or agent.name")
+    return str(value)
+
+
+OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
 
 
 def compose(overrides: Sequence[str] = (), name: str = "config") -> dict[str, Any]:

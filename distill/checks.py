@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError as UserError
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+from configs.errors import plain_name as plain_name
 
 
 class NotFinite(UserError):
@@ -39,12 +37,6 @@ def check_seed(value: int, what: str) -> None:
     """Raise `UserError` unless every random generator accepts `value` as a seed."""
     if not 0 <= value < 2**31:
         raise UserError(f"{what}={value} must not be negative, and at most {2**31 - 1}")
-
-
-def plain_name(value: str, what: str) -> None:
-    """Raise `UserError` unless `value` is safe as the name of a file or folder."""
-    if NAME.fullmatch(value) is None:
-        raise UserError(f"{what}={value!r} cannot name a folder: use up to 64 letters, digits, '.', '_' or '-'")
 
 
 def expand(path: str) -> Path:

@@ -141,7 +141,7 @@ def check_settings(words: list[str]) -> None:
     if words[1] != "agents/compare.py":
         RunSettings.from_config(configs.compose(overrides))
         return
-    config = configs.compose(overrides, name="compare")
+    config = configs.compose([*overrides, "cells=unused"], name="compare")  # its default needs a running script
     base = [o for o in overrides if o.partition("=")[0] not in ("agents", "seeds", "cells")]
     for entry in config["agents"]:
         if entry != "single":

@@ -167,7 +167,7 @@ def test_the_configuration_page_names_every_setting() -> None:
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed (extra dev)")
 def test_the_site_builds(tmp_path: Path) -> None:
     """No page is missing from the menu, and no link or anchor leads nowhere."""
-    done = run("-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site"))
+    done = run("-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "site" / "index.html").is_file()
     assert not list((tmp_path / "site").rglob("*.py"))

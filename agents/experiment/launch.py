@@ -32,7 +32,7 @@ from agents.experiment.help import help_text
 from agents.experiment.interrupts import Interrupted, stop
 from distill import parallel
 from distill.cache import writing
-from distill.checks import UserError, plain_name
+from distill.checks import UserError
 
 REMEDY = "set hydra.run.dir to a writable folder"
 
@@ -45,7 +45,6 @@ def launch(run: Callable[[dict[str, Any]], None], config: str = "config") -> Non
     if "--help" in arguments or "-h" in arguments:
         print(help_text(config, Path(sys.argv[0]).name))
         return
-    OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
     with ExitStack() as stack:
         if not parallel.is_first():  # it takes part in the work; the first process does the talking
             stack.enter_context(redirect_stdout(io.StringIO()))
@@ -97,12 +96,6 @@ def reproduce_line(script: str, left_out: Sequence[str]) -> str:
     """The command that gives this run again: the script and the overrides it was called with, but for some keys."""
     overrides = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in left_out]
     return " ".join(["python", script, *(f"'{o}'" if any(c in o for c in " []{}") else o for o in overrides)])
-
-
-def _folder_name(value: Any) -> str:
-    """A resolver for `configs/config.yaml`: the value, if it can name a folder; Hydra calls it before it makes one."""
-    plain_name(str(value), "task.name or agent.name")
-    return str(value)
 
 
 def _is_parent(place: Path, arguments: Sequence[str]) -> bool:

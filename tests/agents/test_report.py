@@ -256,10 +256,11 @@ def test_no_report_without_its_packages(grid, tiny_overrides, tmp_path, monkeypa
 
     import configs
     from agents import compare
+    from agents.experiment import launch
 
     monkeypatch.setattr(compare, "find_spec", lambda name: None)
-    monkeypatch.setattr(compare, "HydraConfig", SimpleNamespace(get=lambda: hydra))
-    monkeypatch.setattr(compare.runs, "HydraConfig", SimpleNamespace(get=lambda: hydra))
+    for module in (compare, launch):
+        monkeypatch.setattr(module, "HydraConfig", SimpleNamespace(get=lambda: hydra))
     arguments = [*tiny_overrides, "threads=1", AGENTS, "seeds=2", f"cells={grid[1]}"]
     hydra = SimpleNamespace(
         overrides=SimpleNamespace(task=arguments), runtime=SimpleNamespace(output_dir=str(tmp_path / "run"))

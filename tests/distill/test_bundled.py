@@ -1,4 +1,4 @@
-"""The bundled corpus, read back by a reader of its own."""
+"""The bundled corpus: domains and labels are worked out from the texts alone, and compared."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def corpus() -> Made:
 
 
 def read(text: str) -> tuple[int, int]:
-    """(domain, true label) of a review, from the words alone."""
+    """The domain and the true label of a review, from its words alone."""
     signs, homes = [], set()
     for statement in text.split(" and "):
         the, noun, was, *middle, word = statement.split()
@@ -38,7 +38,7 @@ def read(text: str) -> tuple[int, int]:
     return homes.pop(), int(signs[-1] if right == wrong else right > wrong)
 
 
-def test_no_word_of_opinion_or_thing_is_shared() -> None:
+def test_domains_share_no_words() -> None:
     for a, b in combinations(bundled.DOMAINS, 2):
         assert not set(a.praise + a.blame) & set(b.praise + b.blame)
         assert not set(a.nouns) & set(b.nouns)
@@ -48,7 +48,7 @@ def test_no_word_of_opinion_or_thing_is_shared() -> None:
         assert len(d.praise) == len(d.blame)
 
 
-def test_noise_is_in_train_alone(corpus: Made) -> None:
+def test_only_train_has_label_noise(corpus: Made) -> None:
     roles, pools = corpus
     for name, made in {**roles, **pools}.items():
         truth = np.array([read(t)[1] for t in made.texts])

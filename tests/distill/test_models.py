@@ -70,7 +70,7 @@ def test_output_order(names: tuple[str, ...], given: tuple[str, ...] | None, exp
     assert output_order(outputs(*names), TASK, given, "teacher t") == expected
 
 
-def test_default_names_are_taken_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_default_names_give_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         output_order(outputs("LABEL_0", "LABEL_1"), ("no", "yes"), None, "teacher t")
         output_order(outputs("yes", "no"), ("no", "yes"), None, "teacher u")
@@ -111,7 +111,7 @@ def test_truncation_keeps_the_first_layers(zoo: dict[str, Path], layers: int) ->
     assert not model.training
 
 
-def test_the_new_head_follows_its_seed(zoo: dict[str, Path]) -> None:
+def test_the_seed_sets_the_new_head(zoo: dict[str, Path]) -> None:
     a, b, c = (load_classifier(zoo["bert"], ["x", "y", "z"], s, "student", 1).classifier.weight for s in (0, 0, 1))
     assert a.shape == (3, 16)
     assert torch.equal(a, b)
@@ -125,7 +125,7 @@ def test_dropout_is_set_everywhere(zoo: dict[str, Path], name: str) -> None:
         assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {rate}
 
 
-def test_what_no_checkpoint_holds(zoo: dict[str, Path], tmp_path: Path) -> None:
+def test_broken_checkpoints(zoo: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"student: layers=5, but .* has only 4"):
         load_classifier(zoo["bert"], ["no", "yes"], 0, "student", 5)
     with pytest.raises(UserError, match=r"holds no weights for classifier\.bias; it is not a fine-tuned classifier"):
@@ -152,8 +152,8 @@ def test_pickled_weights_are_refused(zoo: dict[str, Path], tmp_path: Path) -> No
             load()
 
 
-def test_no_tokenizer_beside_the_model(zoo: dict[str, Path], tmp_path: Path) -> None:
-    """A folder with a model alone must not get an empty vocabulary made up for it."""
+def test_a_folder_without_a_tokenizer(zoo: dict[str, Path], tmp_path: Path) -> None:
+    """The library would make up an empty vocabulary for a folder with a model only."""
     for file in ("config.json", "model.safetensors"):
         shutil.copy(zoo["bert"] / file, tmp_path)
     with pytest.raises(UserError, match="holds no tokenizer"):
@@ -265,7 +265,7 @@ def test_build_student(zoo: dict[str, Path], kind: str) -> None:
     assert not any(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
 
 
-def test_a_kind_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_can_add_a_kind_of_student(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataclass among the settings and a builder in the registry, under one name; nothing else has to change."""
 
     @dataclass
@@ -342,7 +342,7 @@ def test_loading_leaves_verbosity_and_progress_bars_as_they_were(
         (disable_progress_bars if before[2] else enable_progress_bars)()
 
 
-# --- the last layer where it is read ----------------------------------------------------------------------------------
+# --- the shorter last layer ----------------------------------------------------------------------------------
 
 FAMILIES = {
     "bert": (transformers.BertForSequenceClassification, transformers.BertConfig),
@@ -374,8 +374,10 @@ def slopes(model: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_trimmed_classifier_says_the_same(family: str, attention: str, batch: dict[str, Any]) -> None:
-    """Logits and gradients, with padding; its last layer computes one token a row."""
+def test_a_trimmed_classifier_has_the_same_logits_and_gradients(
+    family: str, attention: str, batch: dict[str, Any]
+) -> None:
+    """With padding. The last layer computes one token for each row."""
     model = classifier(family, attn_implementation=attention)
     with torch.no_grad():
         logits = model(**batch).logits
@@ -433,13 +435,13 @@ def test_a_model_with_other_layers_keeps_the_plain_form() -> None:
 
 
 @pytest.mark.parametrize("name", ["albert", "xlnet"])
-def test_other_families_stay_whole(zoo: dict[str, Path], name: str) -> None:
+def test_other_families_keep_the_plain_form(zoo: dict[str, Path], name: str) -> None:
     model = load_classifier(zoo[name], ["a", "b"], 0, "x")
     assert not trim_last_layer(model)
 
 
 @pytest.mark.parametrize("how", ["reads all tokens", "other layers"])
-def test_what_would_say_something_else_stays_whole(how: str, batch: dict[str, Any]) -> None:
+def test_a_model_whose_logits_would_change_keeps_the_plain_form(how: str, batch: dict[str, Any]) -> None:
     model = classifier("bert")
     if how == "reads all tokens":
         pooler = model.bert.pooler

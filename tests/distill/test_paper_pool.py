@@ -1,4 +1,4 @@
-"""The paper's pool, four families with four tokenizers, in miniature: `experiment=paper/...` with tiny checkpoints."""
+"""The paper's pool, four families with four tokenizers, in miniature: `experiment=paper` with tiny checkpoints."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ POOL = {
 
 @pytest.mark.parametrize("layers", [3, 6])
 @pytest.mark.parametrize("task", TASKS)
-def test_every_experiment_composes(task: str, layers: int) -> None:
-    settings = RunSettings.from_config(compose([f"experiment=paper/{task}", f"student=bert{layers}"]))
+def test_every_task_composes(task: str, layers: int) -> None:
+    settings = RunSettings.from_config(compose(["experiment=paper", f"task={task}", f"student=bert{layers}"]))
     assert settings.task.name == task
     pool = [t for t in settings.teachers.pool if isinstance(t, FinetuneTeacher)]
     assert {t.name: t.path for t in pool} == dict(zip(POOL, POOL, strict=True))
@@ -46,7 +46,7 @@ def test_every_experiment_composes(task: str, layers: int) -> None:
     assert student.lr in (1e-5, 2e-5, 5e-5)
     assert (settings.budget.batch_size, settings.budget.epochs) == (32, 4)
     if layers == 3:
-        assert RunSettings.from_config(compose([f"experiment=paper/{task}"])) == settings
+        assert RunSettings.from_config(compose(["experiment=paper", f"task={task}"])) == settings
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,8 @@ def settings(zoo: dict[str, Path], data: Path, home: Path) -> Callable[[str, int
     def make(task: str, layers: int) -> RunSettings:
         config: dict[str, Any] = compose(
             [
-                f"experiment=paper/{task}",
+                "experiment=paper",
+                f"task={task}",
                 f"student=bert{layers}",
                 "device=cpu",
                 "amp=off",
@@ -106,7 +107,7 @@ def test_fine_tuning_signals_and_steps(settings: Callable[[str, int], RunSetting
     assert logits.std(0).min() > 1e-3, "no teacher gives the same logits for all instances"
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     typed = (True, False, True, True)  # RoBERTa was trained without token types
-    # from its own folder, by transformers alone, without padding
+    # Compared with transformers alone: each from its own folder, without padding.
     for k, (teacher, types) in enumerate(zip(d.prepared.teachers, typed, strict=True)):
         folder = teacher.folder  # type: ignore[attr-defined]
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

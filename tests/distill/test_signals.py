@@ -60,8 +60,8 @@ class Said:
 ROWS = np.array([5, 0, 5, 11])
 
 
-def test_stored_is_live(small_task: Task, home: Path, zoo: dict[str, Path]) -> None:
-    """With real models, in other batches: up to the rounding of padding."""
+def test_stored_signals_equal_live_signals(small_task: Task, home: Path, zoo: dict[str, Path]) -> None:
+    """With real models in other batches: equal up to rounding, which padding changes."""
     split = small_task.splits["train"]
     config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.3}
     specs = [
@@ -143,7 +143,7 @@ def test_keyed_by_split_and_source(small_task: Task, tmp_path: Path) -> None:
     assert retrained.calls == 1
 
 
-def test_an_entry_of_something_else_is_named(small_task: Task, tmp_path: Path) -> None:
+def test_an_entry_of_another_split_is_an_error(small_task: Task, tmp_path: Path) -> None:
     dev, test = small_task.splits["dev"], small_task.splits["test"]
     stored(Said(), dev, tmp_path)
     (tmp_path / "signals" / dev.fingerprint).rename(tmp_path / "signals" / test.fingerprint)
@@ -155,7 +155,7 @@ def test_an_entry_of_something_else_is_named(small_task: Task, tmp_path: Path) -
 
 
 class Killed(BaseException):
-    """In place of the end of the process."""
+    """Raised in place of the end of the process."""
 
 
 def many(count: int) -> Split:
@@ -184,7 +184,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_a_killed_build_does_not_redo_what_was_done(tmp_path: Path) -> None:
+def test_an_interrupted_build_continues_from_its_shards(tmp_path: Path) -> None:
     split = many(950)
     with pytest.raises(Killed):
         stored(Counted(lives=4), split, tmp_path)
@@ -195,7 +195,7 @@ def test_a_killed_build_does_not_redo_what_was_done(tmp_path: Path) -> None:
     kept[2].write_bytes(b"no array")
     again = Counted()
     values = stored(again, split, tmp_path)
-    assert again.seen == [100] * 7 + [50], "two of ten shards were there and whole"
+    assert again.seen == [100] * 7 + [50], "two of ten shards were there and undamaged"
     np.testing.assert_array_equal(values[np.arange(950)][:, 0], np.arange(950))
     assert not shards.exists()
     whole = stored(Counted(), many(90), tmp_path)
@@ -234,7 +234,7 @@ def kept_array(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stored(Counted(), many(300), home).folder
 
 
-def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error(tmp_path: Path) -> None:
     folder = stored(Counted(), many(300), tmp_path).folder
     path = folder / "values.f32"
     path.write_bytes(path.read_bytes()[:-8])
@@ -244,7 +244,7 @@ def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
         stored(Counted(), many(300), tmp_path)
 
 
-def test_only_blocks_that_are_met_are_checked(tmp_path: Path) -> None:
+def test_only_blocks_that_are_read_are_checked(tmp_path: Path) -> None:
     folder = stored(Counted(), many(300), tmp_path).folder
     data = bytearray((folder / "values.f32").read_bytes())
     data[-1] ^= 1
@@ -346,13 +346,13 @@ def test_encoder_mistakes(zoo: dict[str, Path], tmp_path: Path) -> None:
         make_encoder(TransformerEncoderSettings(str(tmp_path)), CPU)
 
 
-def test_a_model_that_is_no_encoder(zoo: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_an_encoder(zoo: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distill.teachers.encoders.load_config", lambda *_: SimpleNamespace(model_type="?"))
     with pytest.raises(UserError, match=r"^encoder: .* is not an encoder: its configuration has no hidden_size$"):
         make_encoder(TransformerEncoderSettings(str(zoo["bert"])), CPU)
 
 
-def test_an_encoder_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_can_add_a_kind_of_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass
     class LengthSettings(EncoderSettings):
         kind: ClassVar[str] = "length"

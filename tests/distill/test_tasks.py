@@ -61,7 +61,7 @@ Rows = dict[str, tuple[tuple[str, ...], str]]
 
 
 def write_glue(root: Path, name: str, end: str = "\n", bom: str = "") -> dict[str, Rows]:
-    """Official files of one task under `root`; what each id should be read as, by file."""
+    """Write the official files of one task under `root`. Returns the texts and label of each id, by file."""
     folder = root / FOLDERS[name]
     folder.mkdir(parents=True)
     values, expected = list(CLASSES[name]), {}
@@ -100,7 +100,7 @@ def test_glue_files(tmp_path: Path, name: str, end: str, bom: str) -> None:
         assert task.splits[test].role == "test"
 
 
-def test_cola_writes_no_header_and_mnli_two_tests() -> None:
+def test_cola_has_no_header_and_mnli_has_two_tests() -> None:
     assert [n for n, g in GLUE.items() if isinstance(g.label, int)] == ["cola"]
     assert {n: len(g.tests) for n, g in GLUE.items()} == dict.fromkeys(HEADERS, 1) | {"mnli": 2}
 
@@ -117,7 +117,7 @@ def test_qqp_broken_rows_are_skipped_and_ids_stay(tmp_path: Path) -> None:
     assert rows["train-30"][0][0].endswith("a29")
 
 
-def test_a_broken_row_elsewhere_is_named(tmp_path: Path) -> None:
+def test_a_truncated_row_of_another_task_is_an_error(tmp_path: Path) -> None:
     write_glue(tmp_path, "rte")
     with (tmp_path / "RTE" / "train.tsv").open("a") as file:
         file.write("99\tcut short\n")
@@ -168,7 +168,7 @@ def test_glue_from_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         assert rows[f"train-{i}"] == expected
 
 
-def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*_: Any, **__: Any) -> None:
         raise ConnectionError("no\nroute")
 
@@ -192,7 +192,7 @@ def test_the_official_files(glue_dir: Path, name: str, train: int, test: int) ->
     assert task.splits["test"].texts[5][-1] == lines[5][{"mrpc": 4, "rte": 2, "sst2": 0}[name]]
 
 
-def test_a_task_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_can_add_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """A function in the registry makes a task; `assign_roles` cuts its splits."""
 
     def load(settings: TaskSettings, data_dir: str | None) -> Task:
@@ -219,7 +219,7 @@ def test_every_task_is_in_the_registry() -> None:
 
 @pytest.fixture(scope="module")
 def qnli(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A task of 400 with one class three times as common as the other."""
+    """A task of 400 instances; one class is three times as frequent as the other."""
     root = tmp_path_factory.mktemp("qnli")
     (root / "QNLI").mkdir()
     for file, count in (("train", 400), ("dev", 40)):
@@ -243,12 +243,12 @@ def test_roles_are_disjoint_stratified_and_complete(qnli: Path, seed: int, sizes
         prefix = "dev" if role == "test" else "train"
         for i, text, y in zip(split.ids, split.texts, split.labels, strict=True):
             row = int(str(i).removeprefix(f"{prefix}-"))
-            assert text == (f"q{row}", f"s{row}"), "an id names its instance, wherever it was cut to"
+            assert text == (f"q{row}", f"s{row}"), "an id names the same instance in every role"
             assert y == int(row % 4 == 0)
         assert abs(split.labels.sum() - len(split) / 4) <= 1
 
 
-def test_the_split_follows_its_own_seed(qnli: Path) -> None:
+def test_split_seed_sets_the_split(qnli: Path) -> None:
     a, b, c = cut(qnli), cut(qnli), cut(qnli, split_seed=1)
     for role in ("train", "reward", "dev"):
         assert a.splits[role].ids.tolist() == b.splits[role].ids.tolist()
@@ -289,7 +289,7 @@ def test_roles_never_mix(small_task: Task, role: str) -> None:
         split.require(*others)
 
 
-def test_fingerprints_see_ids_texts_and_labels() -> None:
+def test_fingerprints_depend_on_ids_texts_and_labels() -> None:
     base = {"role": "dev", "ids": np.array(["a", "b"]), "texts": [("x", "y"), ("z", "")], "labels": np.array([0, 1])}
     first = Split(**base)
     assert Split(**base | {"labels": np.array([1, 1])}).fingerprint == first.fingerprint
@@ -386,7 +386,7 @@ NAMES = ("good", "bad", "so so")
 
 
 def frame(count: int = 30, start: int = 0) -> pd.DataFrame:
-    """Texts that readers like to turn into something else."""
+    """With texts that CSV readers often convert to other types."""
     odd = ["NA", "007", "1e5", "2024-01-02", "a, b", "null", "true"]
     return pd.DataFrame(
         {
@@ -455,7 +455,7 @@ def test_every_cell_as_it_was_written(tmp_path: Path) -> None:
         assert table["a"].tolist() == table["date"].tolist() == odd
 
 
-def test_tsv_knows_no_quotes(tmp_path: Path) -> None:
+def test_quotes_have_no_meaning_in_tsv(tmp_path: Path) -> None:
     rows = [('"she" said', '"open'), ("'", '""'), ('a "b', 'c", d')]
     (tmp_path / "t.tsv").write_text("\n".join(["x\ty", *map("\t".join, rows), ""]))
     assert list(read_table(tmp_path / "t.tsv").itertuples(index=False, name=None)) == rows
@@ -463,7 +463,7 @@ def test_tsv_knows_no_quotes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 @pytest.mark.parametrize("wide", [(1, 2, 3), (1,), (3,), (2, 3)])
-def test_surplus_cells_are_refused_wherever_they_are(tmp_path: Path, suffix: str, wide: tuple[int, ...]) -> None:
+def test_surplus_cells_are_an_error_in_any_row(tmp_path: Path, suffix: str, wide: tuple[int, ...]) -> None:
     lines = [["x", "y"], *([str(i), "b", "c"][: 3 if i in wide else 2] for i in (1, 2, 3))]
     (tmp_path / f"t{suffix}").write_text("\n".join(("," if suffix == ".csv" else "\t").join(r) for r in lines))
     with pytest.raises(UserError, match=rf"^[^\n]*t\{suffix}: (rows have more cells than|not readable as)[^\n]*$"):
@@ -548,7 +548,7 @@ def test_a_row_with_too_few_cells_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_row_with_too_many_cells_is_not_shifted(tmp_path: Path) -> None:
-    """A comma in an unquoted text must never make the columns slide: the row is refused, whichever rows have it."""
+    """A comma in an unquoted text is an error in any row; it never moves the other columns."""
     rows = "".join(f"good, number {i},{NAMES[i % 3]}\n" for i in range(12))
     (tmp_path / "a.csv").write_text("review,verdict\n" + rows)
     with pytest.raises(UserError, match=r"a\.csv"):

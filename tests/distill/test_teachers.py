@@ -1,4 +1,4 @@
-"""Teachers: fine-tuned once and kept, taken as they are, or read from a file of probabilities."""
+"""Teachers of each kind: fine-tuned once and kept, a checkpoint as it is, and a file of probabilities."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,15 +17,25 @@ import pytest
 import torch
 import transformers
 
-from distill import teachers
 from distill.checks import RoleError, UserError
 from distill.data.load import load_task
 from distill.data.splits import Split, Task
 from distill.models.engine import Engine
 from distill.models.loading import load_classifier
-from distill.settings import CorpusSettings, TaskSettings, TeacherSettings, TeachersSettings
+from distill.settings import (
+    TEACHER_KINDS,
+    CheckpointTeacher,
+    CorpusSettings,
+    FinetuneTeacher,
+    PredictionsTeacher,
+    TaskSettings,
+    TeacherSettings,
+    TeachersSettings,
+    teacher,
+)
+from distill.teachers import finetune
 from distill.teachers.finetune import FoldedTeacher, fit, folds_of, vocabulary_texts
-from distill.teachers.sources import load_pool, load_teacher
+from distill.teachers.sources import SOURCES, load_pool, load_teacher
 
 CPU = Engine(torch.device("cpu"))
 CONFIG = {
@@ -36,8 +47,8 @@ CONFIG = {
 }
 
 
-def fresh(**more: Any) -> TeacherSettings:
-    return TeacherSettings(**{"name": "t", "config": CONFIG, "max_length": 32, "epochs": 1, "lr": 1e-2} | more)
+def fresh(**more: Any) -> FinetuneTeacher:
+    return FinetuneTeacher(**{"name": "t", "config": CONFIG, "max_length": 32, "epochs": 1, "lr": 1e-2} | more)
 
 
 def entries(home: Path) -> list[Path]:
@@ -47,9 +58,9 @@ def entries(home: Path) -> list[Path]:
 # --- fine-tuned here --------------------------------------------------------------------------------------------------
 
 
-def test_fitted_once(small_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, real = [], teachers.fit
-    monkeypatch.setattr(teachers, "fit", lambda *a: calls.append(a[0].name) or real(*a))
+def test_fine_tuned_once(small_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = [], finetune.fit
+    monkeypatch.setattr(finetune, "fit", lambda *a: calls.append(a[0].name) or real(*a))
     one, two = (load_teacher(fresh(), small_task, tmp_path, CPU) for _ in range(2))
     assert calls == ["t"]
     assert one.fingerprint == two.fingerprint
@@ -106,7 +117,7 @@ def test_the_vocabulary_is_of_training_texts_alone(small_task: Task) -> None:
 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_freeze_and_layers(zoo: dict[str, Path], small_task: Task, tmp_path: Path, freeze: bool) -> None:
-    spec = TeacherSettings(name="b", path=str(zoo["bert"]), layers=2, epochs=1, lr=1e-2, freeze_embeddings=freeze)
+    spec = FinetuneTeacher(name="b", path=str(zoo["bert"]), layers=2, epochs=1, lr=1e-2, freeze_embeddings=freeze)
     load_teacher(spec, small_task, tmp_path, CPU)
     model = transformers.BertForSequenceClassification.from_pretrained(entries(tmp_path)[0])
     base = transformers.BertModel.from_pretrained(zoo["bert"])
@@ -127,33 +138,90 @@ def test_an_unknown_pool(small_task: Task, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"name": "a/b"}, "teacher name='a/b' cannot name a folder"),
-        ({"share": 0}, r"teacher t: share=0 must lie in \(0, 1\]"),
-        ({"lr": 0}, "lr=0 must be positive"),
+        ({"share": 0}, r"teacher t: share=0\.0 must lie in \(0, 1\]"),
+        ({"lr": 0}, "teacher t: lr=0.0 must be positive"),
+        ({"kind": "checkpoint"}, "teacher t: kind=checkpoint needs path"),
+        ({"kind": "predictions"}, "teacher t: kind=predictions needs path"),
+        ({"kind": "finetuned"}, "teacher t: kind=finetuned is not known; .*did you mean finetune?"),
         ({"fitted": True}, "fitted=true needs path"),
         ({"probs": "x.csv", "path": "y"}, "give path or probs, not both"),
     ],
 )
 def test_refused_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        fresh(**settings)
+        teacher({"name": "t", **settings})
     with pytest.raises(UserError, match=r"teachers\.pool is empty"):
         TeachersSettings()
     with pytest.raises(UserError, match=r"names must differ, got t, t"):
         TeachersSettings(pool=[fresh(), fresh()])
 
 
+def test_a_user_can_add_a_kind_of_teacher(small_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataclass among the settings and a builder in the registry, under one name; nothing else has to change."""
+
+    @dataclass
+    class CertainTeacher(TeacherSettings):
+        kind: ClassVar[str] = "certain"
+        label: int = 0
+
+    class Certain:
+        def __init__(self, spec: CertainTeacher, task: Task) -> None:
+            self.name, self.width, self.fingerprint = spec.name, task.num_classes, f"certain-{spec.label}"
+            self.row = 9 * np.eye(task.num_classes, dtype=np.float32)[spec.label]
+
+        def compute(self, split: Split) -> np.ndarray:
+            return np.tile(self.row, (len(split), 1))
+
+        def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
+            return self.compute(split.take(rows))
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setitem(TEACHER_KINDS, "certain", CertainTeacher)
+    monkeypatch.setitem(SOURCES, "certain", lambda spec, task, home, engine, folds: Certain(spec, task))
+    pool = TeachersSettings(pool=[teacher({"name": "c", "kind": "certain", "label": 1})])
+    (source,) = load_pool(pool, small_task, tmp_path, CPU)
+    assert source.compute(small_task.splits["dev"]).argmax(1).tolist() == [1] * 24
+    with pytest.raises(
+        UserError, match=r"^teacher c: kind=certain has no setting 'lr' \(it belongs to kind=finetune\)"
+    ):
+        teacher({"name": "c", "kind": "certain", "lr": 1.0})
+    with pytest.raises(
+        UserError, match=r"^teacher t: kind= is not known; choose from finetune, checkpoint, predictions"
+    ):
+        load_teacher(TeacherSettings(name="t"), small_task, tmp_path, CPU)
+
+
+def test_mistakes_are_found_before_a_teacher_is_fine_tuned(small_task: Task, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for late, message in (
+        (fresh(name="late", path="./nowhere"), r"teacher late: no folder \./nowhere"),
+        (CheckpointTeacher(name="late", path="./nowhere"), r"teacher late: no folder \./nowhere"),
+        (
+            PredictionsTeacher(name="late", path=str(tmp_path / "gone.csv")),
+            r"teacher late: .*gone\.csv|gone\.csv: No such",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_pool(TeachersSettings(pool=[fresh(name="first"), late]), small_task, home, CPU)
+    assert not home.exists()
+
+
 # --- cross-fitted -----------------------------------------------------------------------------------------------------
 
 
-def test_no_training_instance_is_judged_by_a_copy_that_saw_it(
+def test_no_training_instance_gets_logits_of_a_copy_that_saw_it(
     small_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, real = [], teachers.fit
-    monkeypatch.setattr(teachers, "fit", lambda *a: seen.append(set(a[2].ids.tolist())) or real(*a))
+    seen, real = [], finetune.fit
+    monkeypatch.setattr(finetune, "fit", lambda *a: seen.append(set(a[2].ids.tolist())) or real(*a))
     train, dev = small_task.splits["train"], small_task.splits["dev"]
     folded = load_teacher(fresh(), small_task, tmp_path, CPU, folds=4)
     assert isinstance(folded, FoldedTeacher)
-    assert [len(ids) for ids in seen] == [64, 48, 48, 48, 48], "the whole, and four copies on three quarters"
+    assert [len(ids) for ids in seen] == [64, 48, 48, 48, 48], (
+        "the teacher on all of train, and four copies on three quarters each"
+    )
     fold = folds_of(train, 4)
     for i, ids in enumerate(seen[1:]):
         rows = np.flatnonzero(fold == i)
@@ -165,7 +233,7 @@ def test_no_training_instance_is_judged_by_a_copy_that_saw_it(
     assert folded.fingerprint != folded.whole.fingerprint
     again = load_teacher(fresh(), small_task, tmp_path, CPU, folds=4)
     assert again.fingerprint == folded.fingerprint
-    assert len(seen) == 5, "fitted once"
+    assert len(seen) == 5, "fine-tuned once"
 
 
 def test_folds_are_stratified_and_the_same_for_all(small_task: Task) -> None:
@@ -176,8 +244,8 @@ def test_folds_are_stratified_and_the_same_for_all(small_task: Task) -> None:
     assert np.ptp(counts, axis=1).max() <= 1
 
 
-def test_cross_fitting_takes_away_confidence_in_what_was_learnt_by_heart(tmp_path: Path) -> None:
-    """Labels that are noise: the teacher that saw them knows them, its copies cannot."""
+def test_cross_fitting_removes_the_confidence_on_memorised_labels(tmp_path: Path) -> None:
+    """The labels are random: the teacher that saw them has memorised them, its copies cannot know them."""
     noisy = load_task(TaskSettings(corpus=CorpusSettings(train=64, reward=24, dev=24, test=24, pool=32)))
     train = noisy.splits["train"]
     rng = np.random.default_rng(0)
@@ -205,7 +273,7 @@ def test_only_teachers_that_learn_train_are_cross_fitted(
         load_pool(nobody, small_task, tmp_path, CPU)
 
 
-def test_folds_that_cannot_be(small_task: Task, tmp_path: Path) -> None:
+def test_impossible_folds(small_task: Task, tmp_path: Path) -> None:
     for folds in (1, -1, 21):
         with pytest.raises(UserError, match=rf"teachers.folds={folds} must lie in \[2, 20\], or be 0 for none"):
             TeachersSettings(pool=[fresh()], folds=folds)
@@ -218,10 +286,10 @@ def test_folds_that_cannot_be(small_task: Task, tmp_path: Path) -> None:
         UserError, match=r"teachers.folds=3: the rarest class has 2 training instances; use fewer folds"
     ):
         load_teacher(fresh(), rare, tmp_path, CPU, folds=3)
-    assert not entries(tmp_path), "refused before anything is trained"
+    assert not entries(tmp_path), "the error comes before anything is trained"
 
 
-# --- taken as they are ------------------------------------------------------------------------------------------------
+# --- a checkpoint as it is ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -254,22 +322,22 @@ def direct(folder: Path, texts: list[tuple[str, ...]]) -> np.ndarray:
         (("LABEL_0", "LABEL_1"), None, [0, 1]),
     ],
 )
-def test_a_fitted_teacher_answers_in_the_tasks_order(
+def test_a_checkpoints_logits_are_in_the_tasks_order(
     fitted: Callable[..., Path], small_task: Task, tmp_path: Path, names: Any, given: Any, order: list[int]
 ) -> None:
     folder = fitted(*names)
-    spec = TeacherSettings(name="f", path=str(folder), fitted=True, labels=given)
+    spec = CheckpointTeacher(name="f", path=str(folder), labels=given)
     dev = small_task.splits["dev"]
     got = load_teacher(spec, small_task, tmp_path / "home", CPU).compute(dev)
     np.testing.assert_allclose(got, direct(folder, dev.texts)[:, order], atol=1e-5)
     assert abs(got[:, 0] - got[:, 1]).min() > 0
-    assert not (tmp_path / "home").exists(), "nothing is trained, nothing is kept"
+    assert not (tmp_path / "home").exists(), "nothing is trained and nothing is stored"
 
 
-def test_fitted_fingerprints(fitted: Callable[..., Path], small_task: Task, tmp_path: Path) -> None:
+def test_fingerprints_of_checkpoints(fitted: Callable[..., Path], small_task: Task, tmp_path: Path) -> None:
     def of(folder: Path, amp: torch.dtype | None = None, **more: Any) -> str:
         return load_teacher(
-            TeacherSettings(name="f", path=str(folder), fitted=True, **more),
+            CheckpointTeacher(name="f", path=str(folder), **more),
             small_task,
             tmp_path,
             Engine(CPU.device, amp),
@@ -288,25 +356,25 @@ def test_fitted_fingerprints(fitted: Callable[..., Path], small_task: Task, tmp_
         (("good", "bad"), r"teacher f: no output named 'negative'"),
     ],
 )
-def test_a_teacher_of_another_task_is_refused_at_once(
+def test_a_teacher_of_another_task_is_an_error_before_any_training(
     fitted: Callable[..., Path], small_task: Task, tmp_path: Path, names: Any, message: str
 ) -> None:
-    settings = TeachersSettings(pool=[TeacherSettings(name="f", path=str(fitted(*names)), fitted=True), fresh()])
+    settings = TeachersSettings(pool=[CheckpointTeacher(name="f", path=str(fitted(*names))), fresh()])
     with pytest.raises(UserError, match=message):
         load_pool(settings, small_task, tmp_path / "home", CPU)
     assert not (tmp_path / "home").exists()
 
 
-def test_a_fitted_teacher_without_a_head_is_refused(zoo: dict[str, Path], small_task: Task, tmp_path: Path) -> None:
-    teacher = load_teacher(TeacherSettings(name="f", path=str(zoo["bert"]), fitted=True), small_task, tmp_path, CPU)
-    with pytest.raises(UserError, match=r"teacher f: .*not a fine-tuned classifier \(fitted=false fine-tunes it\)"):
+def test_a_checkpoint_without_a_head_is_an_error(zoo: dict[str, Path], small_task: Task, tmp_path: Path) -> None:
+    teacher = load_teacher(CheckpointTeacher(name="f", path=str(zoo["bert"])), small_task, tmp_path, CPU)
+    with pytest.raises(UserError, match=r"teacher f: .*not a fine-tuned classifier \(kind=finetune fine-tunes it\)"):
         teacher.compute(small_task.splits["dev"])
 
 
-def test_a_fitted_teacher_with_a_broken_config(zoo: dict[str, Path], small_task: Task, tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_broken_config(zoo: dict[str, Path], small_task: Task, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"teacher f: .*config\.json"):
-        load_teacher(TeacherSettings(name="f", path=str(tmp_path), fitted=True), small_task, tmp_path, CPU)
+        load_teacher(CheckpointTeacher(name="f", path=str(tmp_path)), small_task, tmp_path, CPU)
 
 
 # --- a file of probabilities ------------------------------------------------------------------------------------------
@@ -330,7 +398,7 @@ def written(path: Path, frame: pd.DataFrame) -> str:
 
 
 def from_file(path: str, task: Task) -> Any:
-    return load_teacher(TeacherSettings(name="llm", probs=path), task, Path("unused"), CPU)
+    return load_teacher(PredictionsTeacher(name="llm", path=path), task, Path("unused"), CPU)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -396,12 +464,35 @@ def test_a_missing_row_or_file(small_task: Task, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("more", "code", "said"),
-    [((), 0, "ensemble"), (("teachers.pool=[]",), 2, "error: teachers.pool is empty")],
-    ids=["table", "mistake"],
+    [
+        ((), 0, "ensemble"),
+        (("--help",), 0, "python -m distill.teachers task=mrpc"),
+        (("teachers.pool=[]",), 2, "error: teachers.pool is empty"),
+        (("task.nothing=1",), 2, "error: task.nothing is not a known setting"),
+        (("--multirun",), 2, "error: --multirun is not known"),
+    ],
+    ids=["table", "help", "mistake", "unknown", "flag"],
 )
 def test_command_line(tiny_overrides: list[str], tmp_path: Path, more: tuple[str, ...], code: int, said: str) -> None:
     command = [sys.executable, "-m", "distill.teachers", *tiny_overrides, "threads=1", *more]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == code, done.stderr
-    assert said in done.stdout + done.stderr
+    assert said in (done.stderr if code else done.stdout)
     assert "Traceback" not in done.stderr
+    if code:
+        assert done.stderr.count("\n") == 1
+    if not more:
+        header, *rows = [line.split() for line in done.stdout.strip().splitlines()]
+        assert header == [
+            "teacher",
+            *" ".join(f"{r} {m}" for r in ("train", "dev", "test") for m in ("acc", "loss")).split(),
+        ]
+        assert [row[0] for row in rows] == ["film", "food", "hotel", "electronics", "ensemble"]
+        assert all(len(row) == 7 and 0 <= float(row[1]) <= 1 for row in rows)
+    assert not list(tmp_path.iterdir()), "nothing is written outside the cache"
+
+
+def test_the_command_line_imports_no_agents() -> None:
+    code = "import sys, distill.teachers.__main__ as m; m.main(['seed=x']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert not {"agents", "envs", "gymnasium", "stable_baselines3"} & {n.split(".")[0] for n in done.stdout.split()}

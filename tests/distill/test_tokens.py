@@ -25,7 +25,9 @@ TYPED = {"bert": True, "roberta": False, "xlnet": True, "albert": True}  # which
 @pytest.mark.parametrize("single", [True, False], ids=["texts", "pairs"])
 @pytest.mark.parametrize("limit", [12, 128])
 @pytest.mark.parametrize("name", TYPED)
-def test_batch_is_the_tokenizers_own(zoo: dict[str, Path], pairs: Any, name: str, limit: int, single: bool) -> None:
+def test_a_batch_equals_the_tokenizers_own_padding(
+    zoo: dict[str, Path], pairs: Any, name: str, limit: int, single: bool
+) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(zoo[name])
     texts = [t[:1] if single else t for t in pairs().texts]
     split = TokenizedSplit.build(texts, tokenizer, limit, types=TYPED[name])
@@ -34,7 +36,7 @@ def test_batch_is_the_tokenizers_own(zoo: dict[str, Path], pairs: Any, name: str
         columns = [[texts[i][c] for i in rows] for c in range(len(texts[0]))]
         how = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
         own = dict(tokenizer(*columns, **how, return_token_type_ids=TYPED[name]))
-        if name == "xlnet":  # its padding has a type of its own, as it was trained; the tokenizer has forgotten it
+        if name == "xlnet":  # it was trained with a separate type for padding, which its tokenizer no longer sets
             own["token_type_ids"][own["attention_mask"] == 0] = 3
         got = split.batch(np.array(rows))
         assert set(got) == set(own) == {"input_ids", "attention_mask"} | ({"token_type_ids"} if TYPED[name] else set())
@@ -48,7 +50,7 @@ def test_batch_is_the_tokenizers_own(zoo: dict[str, Path], pairs: Any, name: str
 
 
 @pytest.mark.parametrize("name", TYPED)
-def test_who_takes_token_types(zoo: dict[str, Path], pairs: Any, name: str) -> None:
+def test_which_models_use_token_types(zoo: dict[str, Path], pairs: Any, name: str) -> None:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(zoo[name])
     assert takes_token_types(model) == takes_token_types(load_encoder(zoo[name], "x")) == TYPED[name]
     tokenizer = transformers.AutoTokenizer.from_pretrained(zoo[name])
@@ -57,7 +59,7 @@ def test_who_takes_token_types(zoo: dict[str, Path], pairs: Any, name: str) -> N
     assert ("token_type_ids" in batch) == TYPED[name]
     with torch.no_grad():
         logits = student.forward(batch)
-        if TYPED[name]:  # and they are read
+        if TYPED[name]:  # and they change the logits
             assert not torch.allclose(logits, student.forward({k: v for k, v in batch.items() if "type" not in k}))
 
 
@@ -77,7 +79,7 @@ LENGTHS = np.random.default_rng(0).integers(3, 40, 1000)
 @pytest.mark.parametrize("group", [True, False])
 @pytest.mark.parametrize(("count", "size"), [(10, 4), (12, 4), (3, 8), (1, 4), (7, 7), (1000, 3)])
 def test_every_instance_once_an_epoch(count: int, size: int, group: bool) -> None:
-    """After lcm(N, B) rows whole epochs have passed, and every instance came equally often; no batch is short."""
+    """lcm(N, B) rows are whole epochs, in which every instance comes equally often. No batch is short."""
     stream = Stream(LENGTHS[:count], size, 1, group)
     rows = int(np.lcm(count, size))
     batches = [stream.next() for _ in range(rows // size)]
