@@ -288,6 +288,14 @@ class Distillation:
         """Whether the budget is spent."""
         return self.student.steps >= self.student.budget
 
+    def labelled_batch(self, role: str) -> TrainingBatch:
+        """All instances of the reward or dev split as one batch: for fitting selectors on their labels, never for training."""
+        split = self.task.splits[role].require("reward", "dev")
+        rows = np.arange(len(split))
+        gold = torch.from_numpy(split.labels).to(self.device)
+        signals = self.prepared.signals(role)
+        return TrainingBatch(rows, split.labels, self.tokens(role).batch(rows), gold, signals, self.settings.loss.temperature)
+
     def load(self, rows: np.ndarray) -> TrainingBatch:
         """The training batch of the instances `rows` `[B]`."""
         labels = self.labels[rows]

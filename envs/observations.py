@@ -51,10 +51,13 @@ class Part(ABC):
 
     Attributes:
         low, high: bounds of every number.
+        label_free: whether it depends on the instance and the teachers alone, and neither on a label nor on the student.
+            A selector's start is fitted on these parts.
     """
 
     low: ClassVar[float] = 0.0
     high: ClassVar[float] = 1.0
+    label_free: ClassVar[bool] = False
 
     @abstractmethod
     def width(self, process: Distillation) -> int:
@@ -69,6 +72,7 @@ class Encoder(Part):
     """The encoder's vector of the text: unit length, D numbers."""
 
     low = -1.0
+    label_free = True
 
     def width(self, process: Distillation) -> int:
         """D."""
@@ -81,6 +85,8 @@ class Encoder(Part):
 
 class TeacherProbs(Part):
     """Every teacher's probabilities: K*C numbers."""
+
+    label_free = True
 
     def width(self, process: Distillation) -> int:
         """K*C."""
