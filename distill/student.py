@@ -22,7 +22,7 @@ from distill.checks import NotFinite
 from distill.data.tokens import Batch, TokenizedSplit, run_over
 from distill.models.engine import Engine
 from distill.models.fast import speed_up
-from distill.models.loading import check_tokens, takes_token_types
+from distill.models.loading import check_tokens, quiet, takes_token_types
 from distill.settings import StudentSettings
 
 Direction = dict[str, Tensor]
@@ -297,5 +297,6 @@ class Student:
 
     def save(self, folder: Path) -> None:
         """Write the student in transformers format (safetensors), with its tokenizer."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        with quiet():
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)

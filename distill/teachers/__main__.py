@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if any(word in ("-h", "--help") for word in given):
-        print(__doc__)
+        print("usage: " + str(__doc__).replace("`", ""))
         return 0
     try:
         unknown = [word for word in given if word.startswith("-")]
