@@ -40,10 +40,12 @@ from agents.experiment.checkpoints import Checkpoints, Stage
 from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
+from distill.selection import Fit, fit_selector
 from distill.settings import ReinforceSettings, RunSettings
 from distill.state import Stateful
 from envs.core import Core
 from envs.credit import with_credit
+from envs.labels import label_problem
 from envs.teacher_select import TeacherSelectVectorEnv
 
 EVENTS_EVERY = 10  # student steps between two points of the entropy's curve
@@ -64,6 +66,12 @@ class Selector(nn.Module):
         """Logits `[B,K]` of states `[B,S]`."""
         out: Tensor = self.units(states)
         return out
+
+    @torch.no_grad()
+    def start_at(self, fit: Fit) -> None:
+        """Take the weights of a fit."""
+        self.units.weight.copy_(torch.from_numpy(fit.weights.T))
+        self.units.bias.copy_(torch.from_numpy(fit.bias))
 
     @torch.no_grad()
     def sample(self, states: np.ndarray, generator: torch.Generator) -> np.ndarray:
@@ -88,6 +96,14 @@ def entropy_of(logits: Tensor) -> Tensor:
     """Mean entropy of the units (nats), a scalar, from logits `[B,K]`."""
     p = torch.sigmoid(logits)
     return -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits)).mean()
+
+
+def divergence(logits: Tensor, start: Tensor) -> Tensor:
+    """Mean KL(pi || pi_start) of the units (nats), a scalar, from logits `[B,K]` of both."""
+    p = torch.sigmoid(logits)
+    on = F.logsigmoid(logits) - F.logsigmoid(start)
+    off = F.logsigmoid(-logits) - F.logsigmoid(-start)
+    return (p * on + (1 - p) * off).mean()
 
 
 def surrogate(logits: Tensor, actions: Tensor, advantages: Tensor) -> Tensor:
@@ -144,15 +160,24 @@ def update(
     actions: np.ndarray,
     advantages: Tensor,
     entropy_weight: float,
+    start: Selector | None = None,
+    trust: float = 0.0,
 ) -> float:
     """One gradient step of the selector on states `[N,S]` and the actions `[N,K]` taken there.
+
+    With a `start` the loss has a penalty on the divergence from it.
 
     Returns:
         The mean entropy of the units before the step, nats.
     """
-    logits = selector(torch.from_numpy(states))
+    seen = torch.from_numpy(states)
+    logits = selector(seen)
     entropy = entropy_of(logits)
     loss = -surrogate(logits, torch.from_numpy(actions), advantages) - entropy_weight * entropy
+    if start is not None and trust:
+        with torch.no_grad():
+            target = start(seen)
+        loss = loss + trust * divergence(logits, target)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -451,14 +451,17 @@ class CreditSettings:
         "shared, influence, counterfactual, or my_package.module:MyCredit; "
         "auto: counterfactual for reinforce, influence for Stable-Baselines3, shared for an environment alone",
     )
-    size: int = option(64, "reward instances behind the gradient v, drawn anew each time")
+    size: int | None = option(64, "reward instances behind the gradient v, drawn anew each time; null: all")
     every: int = option(1, "student steps that one v serves")
+    period: int = option(1, "student steps between two that get credit by row; the others are paid the shared reward")
     center: bool = option(True, "credit only what sets a row apart from its batch: no class prior, no confidence")
+    center_teachers: bool = option(False, "center the advantages over the teachers of a row: somebody should teach it")
 
     def __post_init__(self) -> None:
-        for key in ("size", "every"):
-            if getattr(self, key) <= 0:
-                raise UserError(f"credit.{key}={getattr(self, key)} must be positive")
+        for key in ("size", "every", "period"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise UserError(f"credit.{key}={value} must be positive")
 
 
 # --- the agents -------------------------------------------------------------------------------------------------------
@@ -486,6 +489,8 @@ class ReinforceSettings(AgentSettings):
 
     name: str = option("reinforce", "reinforce")
     lr: float = option(0.005, "learning rate of the selector (Adam)")
+    start: str = option("likelihood", "likelihood: fitted on the labels of the reward split; all_on: all teachers")
+    trust: float = option(0.1, "weight of the divergence from the start (nats a unit)")
     schedule: str = option("linear", "of lr: linear (down to zero) or constant")
     warmup: int = option(8, "student steps with all teachers before the selector chooses and learns")
     baseline: float = option(0.9, "decay of the running mean and spread of the shared reward")
@@ -497,6 +502,9 @@ class ReinforceSettings(AgentSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of(self.start, ("likelihood", "all_on"), "agent.start")
+        if self.trust < 0:
+            raise UserError(f"agent.trust={self.trust} must not be negative")
         one_of(self.schedule, ("linear", "constant"), "agent.schedule")
         one_of(self.joint, ("restart", "continue"), "agent.joint")
         if self.warmup < 0:

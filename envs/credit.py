@@ -140,16 +140,21 @@ class Influence(Credit):
 
     def before(self, batch: TrainingBatch) -> None:
         """Find where the batch's logits move along v, the gradient of the reward loss."""
+        self._probe = None
+        if self.steps % self.settings.period:
+            return  # this step gets no credit by row
         student = self.process.student
         # AdamW has no scale before its first step. That direction is zero and must not serve the steps after it.
-        if self.direction is None or self.steps % self.settings.every == 0 or self.steps == 1:
+        given = self.steps // self.settings.period
+        if self.direction is None or given % self.settings.every == 0 or given == 1:
             self.direction = student.precondition(self._gradient())
         self._probe = student.probe(batch.inputs, self.direction)
 
     def _gradient(self) -> Direction:
         """Gradient of the reward loss on reward instances that are drawn anew."""
         rows = self.reward.rows
-        drawn = np.sort(self.rng.choice(rows, min(self.settings.size, len(rows)), replace=False))
+        size = min(self.settings.size or len(rows), len(rows))
+        drawn = np.sort(self.rng.choice(rows, size, replace=False))
         return self.process.student.gradient(self.process.tokens("reward").batch(drawn), self.reward.gold(drawn))
 
     def slope(self, logits: Tensor) -> Tensor:
@@ -161,7 +166,6 @@ class Influence(Credit):
 
     def _shares(self, batch: TrainingBatch, actions: np.ndarray, result: StepResult) -> tuple[np.ndarray, np.ndarray]:
         """Shares `[B]` and advantages `[B,K]`: unit shares times lr/B and the factor by which the gradient was clipped."""
-        self.steps += 1
         chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(result.logits.device)
         slope = self.slope(result.logits)
         loss = self.process.settings.loss
@@ -177,6 +181,9 @@ class Influence(Credit):
         self, batch: TrainingBatch, actions: np.ndarray, result: StepResult, reward: float
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Rewards by row, and `row_credit`."""
+        self.steps += 1
+        if self._probe is None:
+            return np.full(len(batch.rows), reward), {}
         shares, _ = self._shares(batch, actions, result)
         return self._paid(reward, shares), {"row_credit": shares}
 
@@ -233,7 +240,12 @@ class Counterfactual(Influence):
         self, batch: TrainingBatch, actions: np.ndarray, result: StepResult, reward: float
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Rewards by row, `row_credit` and `teacher_advantage`."""
+        self.steps += 1
+        if self._probe is None:
+            return np.full(len(batch.rows), reward), {}
         shares, advantage = self._shares(batch, actions, result)
+        if self.settings.center_teachers:
+            advantage = advantage - advantage.mean(1, keepdims=True)
         return self._paid(reward, shares), {"row_credit": shares, "teacher_advantage": advantage}
 
 
