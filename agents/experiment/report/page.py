@@ -157,9 +157,9 @@ def cards(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
 def _verdict(interval: Sequence[float] | None) -> str:
     """What a paired difference to the control says, in words."""
     if interval is None:
-        return "percentage points to the control; one seed, so no interval and no conclusion"
+        return "percentage points compared with the control; one seed, so no interval and no conclusion"
     low, high = (100 * end for end in interval)
-    words = f"percentage points to the control, 95 % interval [{low:+.2f}, {high:+.2f}]: "
+    words = f"percentage points compared with the control, 95 % interval [{low:+.2f}, {high:+.2f}]: "
     if low > 0:
         return words + "better than the control"
     if high < 0:
