@@ -19,6 +19,7 @@ the gradient needs no sampled return.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from tqdm.auto import tqdm
 
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents.experiment import runs
-from agents.experiment.checkpoints import Checkpoints, Stage
+from agents.experiment.checkpoints import Checkpoints, Stage, report
 from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
@@ -205,6 +206,25 @@ class Joint(Stateful):
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
+def initial_selector(core: Core, settings: ReinforceSettings) -> tuple[Selector, Fit | None]:
+    """The selector before joint training, and the fit behind it; None where it starts at all teachers.
+
+    With `agent.start=likelihood` the selector is fitted on the labels of the reward split, unless cross-validation shows
+    no gain over all teachers there.
+    """
+    selector = Selector(core.observe.space.shape[0], core.process.num_teachers, settings.bias)
+    if settings.start == "all_on":
+        return selector, None
+    fit = fit_selector(label_problem(core))
+    shown = f"{fit.gain:+.3f} nats a label, standard error {fit.error:.3f}, by cross-validation on the reward split"
+    if not fit.helps:
+        report(f"start: all teachers; selecting shows no gain over them ({shown})")
+        return selector, None
+    report(f"start: selector fitted by likelihood ({shown})")
+    selector.start_at(fit)
+    return selector, fit
+
+
 def train(
     env: TeacherSelectVectorEnv,
     settings: ReinforceSettings,
@@ -219,7 +239,8 @@ def train(
     """
     process, stage = env.core.process, stage or Stage()
     rng = torch.Generator().manual_seed(seed)
-    selector = Selector(env.single_observation_space.shape[0], process.num_teachers, settings.bias)  # type: ignore[index]
+    selector, fit = initial_selector(env.core, settings)
+    start = copy.deepcopy(selector)
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
     credit = Advantages(settings.baseline)
     all_teachers = np.ones((env.num_envs, process.num_teachers), np.float32)
@@ -242,7 +263,7 @@ def train(
             started = time.perf_counter()
 
             # 1. Act. The first steps use all teachers: AdamW has no scale yet, so credit means nothing there.
-            warming = at.steps < settings.warmup
+            warming = fit is None and at.steps < settings.warmup
             actions = all_teachers if warming else selector.sample(at.states, rng)
             rows = env.core.instances()
             next_states, rewards, terminated, _, info = env.step(actions)
@@ -254,7 +275,7 @@ def train(
                 at.pending.append((at.states, actions))
             advantages = None if warming else credit(rewards, info)
             if advantages is not None:
-                _learn(env, settings, selector, optimizer, at, advantages, writer)
+                _learn(env, settings, selector, start, optimizer, at, advantages, writer)
             if "measured" in info:
                 at.pending.clear()  # a shared reward answers all choices since the last one
 
@@ -269,9 +290,10 @@ def train(
             at.best.update()
         _end_episode(env, selector, at, writer)
     stage.finish(at.steps, **parts())
-    assert at.kept is not None
-    selector.load_state_dict(at.kept[1])
-    joint = (at.kept[2], at.kept[3])
+    joint = None
+    if at.kept is not None:
+        selector.load_state_dict(at.kept[1])
+        joint = (at.kept[2], at.kept[3])
     return selector, runs.Learnt(Policy(selector.greedy), at.spent, settings.episodes, joint, at.curve)
 
 
@@ -279,6 +301,7 @@ def _learn(
     env: TeacherSelectVectorEnv,
     settings: ReinforceSettings,
     selector: Selector,
+    start: Selector,
     optimizer: torch.optim.Optimizer,
     at: Joint,
     advantages: Tensor,
@@ -290,7 +313,7 @@ def _learn(
         optimizer.param_groups[0]["lr"] = settings.lr * left
     states, actions = (np.concatenate(column) for column in zip(*at.pending, strict=True))
     at.pending.clear()
-    entropy = update(selector, optimizer, states, actions, advantages, settings.entropy)
+    entropy = update(selector, optimizer, states, actions, advantages, settings.entropy, start, settings.trust)
     if not math.isfinite(sum(p.sum().item() for p in selector.parameters())):
         raise UserError(
             f"the selector's weights are not finite after step {at.steps} with agent.lr={settings.lr:g}; lower agent.lr"

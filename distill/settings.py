@@ -479,8 +479,8 @@ class AgentSettings:
     def __post_init__(self) -> None:
         if self.lr is not None:
             check_rate(self.lr, "agent.lr")
-        if self.episodes <= 0:
-            raise UserError(f"agent.episodes={self.episodes} must be positive")
+        if self.episodes < 0:
+            raise UserError(f"agent.episodes={self.episodes} must not be negative")
 
 
 @dataclass
