@@ -25,8 +25,10 @@ from distill.checks import UserError, one_of
 from distill.losses import soft_labels
 from distill.models.engine import isolated_rng
 from distill.process import Distillation, TrainingBatch
+from distill.selection import fit_router, fit_selector
 from envs.core import Core
 from envs.credit import Influence
+from envs.labels import label_problem
 from envs.registry import find
 from envs.rewards import ValidationGain
 
@@ -40,12 +42,14 @@ class Rule(ABC):
 
     Attributes:
         summary: one line for tables and the documentation.
+        labels: whose labels its choices use. Beside them, dev picks the checkpoint of every student.
         reads: sections of the settings that its choices depend on, beside the task, the teachers and the student.
         needs_states: whether it looks at states; they are built only for rules that do.
         remembers: whether its choices depend on earlier ones. Its runs cannot be continued in the middle.
     """
 
     summary: ClassVar[str] = ""
+    labels: ClassVar[str] = "none"
     reads: ClassVar[tuple[str, ...]] = ()
     needs_states: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
@@ -102,6 +106,7 @@ class LabelsOnly(Constant):
     """No teacher."""
 
     summary = "no teacher: the labels of train alone"
+    labels = "train"
 
     def weights(self) -> np.ndarray:
         return np.zeros(self.process.num_teachers)
@@ -120,6 +125,7 @@ class TunedWeights(Constant):
     """Fixed weights with the smallest cross-entropy on dev."""
 
     summary = "fixed weights tuned on dev"
+    labels = "dev"
 
     def weights(self) -> np.ndarray:
         return tuned_weights(*_outputs(self.process, "dev"))
@@ -129,6 +135,7 @@ class LogisticWeights(Constant):
     """Fixed weights by logistic regression on train."""
 
     summary = "weights by logistic regression on train"
+    labels = "train"
     role: ClassVar[str] = "train"
 
     def weights(self) -> np.ndarray:
@@ -139,6 +146,7 @@ class LogisticDevWeights(LogisticWeights):
     """Fixed weights by logistic regression on dev."""
 
     summary = "weights by logistic regression on dev"
+    labels = "dev"
     role = "dev"
 
 
@@ -216,6 +224,7 @@ class BestSingle(Rule):
     """The teacher with the lowest loss on the instance's gold label (the paper's Best-Single-Ensemble)."""
 
     summary = "per instance the teacher with the lowest gold loss"
+    labels = "train"
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         losses = batch.teacher_losses
@@ -226,6 +235,7 @@ class Confidence(Rule):
     """CA-MKD: `w_k = (1 - softmax_k(CE)) / (K - 1)`, so a teacher far from the gold label counts less; K = 1 counts in full."""
 
     summary = "weights by closeness to the gold label"
+    labels = "train"
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         return confidence(torch.from_numpy(batch.teacher_losses)).numpy()
@@ -236,6 +246,16 @@ def confidence(losses: Tensor) -> Tensor:
     if losses.shape[1] == 1:
         return torch.ones_like(losses)
     return (1 - F.softmax(losses, -1)) / (losses.shape[1] - 1)
+
+
+class MostConfident(Rule):
+    """The teacher with the highest probability for its most likely class."""
+
+    summary = "per instance the most confident teacher"
+
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
+        confidence = batch.probs.max(2)
+        return np.eye(confidence.shape[1], dtype=np.float32)[confidence.argmax(1)]
 
 
 class Entropy(Rule):
@@ -267,6 +287,56 @@ class Oracle(Rule):
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         return np.eye(self.teachers, dtype=np.float32)[self.teacher[batch.rows]]
+
+
+# --- fitted on the labels of the reward split ---
+
+
+class Likelihood(Rule):
+    """The selector fitted by likelihood, fixed: what REINFORCE starts from. All teachers where selecting shows no gain."""
+
+    summary = "selector fitted by the likelihood of the reward labels"
+    labels = "reward"
+    reads = ("observation",)
+    needs_states = True
+
+    def __init__(self, core: Core, seed: int) -> None:
+        super().__init__(core, seed)
+        self.fit = fit_selector(label_problem(core))
+
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
+        if not self.fit.helps:
+            return np.ones(batch.shape, np.float32)
+        return (self.fit.probabilities(states) >= 0.5).astype(np.float32)
+
+
+class LikelihoodWeights(Likelihood):
+    """The probabilities of the fitted selector as weights."""
+
+    summary = "its probabilities as weights of the teachers"
+
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
+        if not self.fit.helps:
+            return np.ones(batch.shape, np.float32)
+        return self.fit.probabilities(states).astype(np.float32)
+
+
+class Router(Rule):
+    """For each teacher a logistic regression of being right; the teacher that is most likely right is chosen."""
+
+    summary = "supervised router: the teacher that is most likely right"
+    labels = "reward"
+    reads = ("observation",)
+    needs_states = True
+
+    def __init__(self, core: Core, seed: int) -> None:
+        super().__init__(core, seed)
+        problem = label_problem(core)
+        self.fit = fit_router(problem.states, problem.right)
+
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
+        right = self.fit.probabilities(states)
+        return np.eye(right.shape[1], dtype=np.float32)[right.argmax(1)]
 
 
 # --- by the student and the teachers --------------------------------------------------------------------------------
@@ -308,6 +378,7 @@ class StudentEntropy(Rule):
     """
 
     summary = "stronger teachers where the student is sure"
+    labels = "dev"
 
     def __init__(self, core: Core, seed: int) -> None:
         super().__init__(core, seed)
@@ -331,6 +402,7 @@ class MTKDRL(Rule):
     """
 
     summary = "MTKD-RL's published weights"
+    labels = "train"
 
     reads = ("observation",)
     needs_states = True
@@ -378,6 +450,7 @@ class Headroom(Rule):
     """
 
     summary = "upper bound: the best subset by credit; it reads the reward labels"
+    labels = "train, reward"
     reads = ("reward", "credit")
     remembers = True
 
@@ -411,6 +484,10 @@ RULES: dict[str, type[Rule]] = {
     "lr_ensemble": LogisticWeights,
     "lr_dev": LogisticDevWeights,
     "best_single": BestSingle,
+    "most_confident": MostConfident,
+    "likelihood": Likelihood,
+    "likelihood_weights": LikelihoodWeights,
+    "router": Router,
     "ca_mkd": Confidence,
     "ebkd": Entropy,
     "aekd": AgreeingGradients,

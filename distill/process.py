@@ -294,7 +294,9 @@ class Distillation:
         rows = np.arange(len(split))
         gold = torch.from_numpy(split.labels).to(self.device)
         signals = self.prepared.signals(role)
-        return TrainingBatch(rows, split.labels, self.tokens(role).batch(rows), gold, signals, self.settings.loss.temperature)
+        return TrainingBatch(
+            rows, split.labels, self.tokens(role).batch(rows), gold, signals, self.settings.loss.temperature
+        )
 
     def load(self, rows: np.ndarray) -> TrainingBatch:
         """The training batch of the instances `rows` `[B]`."""

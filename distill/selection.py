@@ -14,7 +14,7 @@ whether to select at all: `Fit.helps` is false where the gain over all teachers 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -64,14 +64,22 @@ class Problem:
     Args:
         states: `[R,F]`. They must not depend on the labels.
         gold: probability that each teacher gives the gold class, `[R,K]`.
+        right: bool `[R,K]`: whether the teacher's most likely class is the gold class. Only routers read it.
         answered: bool `[R,K]`: which teachers answered. None: all.
     """
 
-    def __init__(self, states: np.ndarray, gold: np.ndarray, answered: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        states: np.ndarray,
+        gold: np.ndarray,
+        right: np.ndarray | None = None,
+        answered: np.ndarray | None = None,
+    ) -> None:
         self.states = np.asarray(states, np.float64)
         self.gold = np.asarray(gold, np.float64)
         self.answered = np.ones(self.gold.shape) if answered is None else np.asarray(answered, np.float64)
         self.gold = self.gold * self.answered
+        self.right = self.gold > 0.5 if right is None else np.asarray(right, bool)
 
     def __len__(self) -> int:
         return len(self.gold)
@@ -83,7 +91,7 @@ class Problem:
 
     def take(self, rows: np.ndarray) -> Problem:
         """The instances at `rows`."""
-        return Problem(self.states[rows], self.gold[rows], self.answered[rows])
+        return Problem(self.states[rows], self.gold[rows], self.right[rows], self.answered[rows])
 
     @cached_property
     def everyone(self) -> np.ndarray:
@@ -163,7 +171,7 @@ def fit_selector(problem: Problem, seed: int = 0) -> Fit:
 
 def replace_states(problem: Problem, states: np.ndarray) -> Problem:
     """The same problem with other states `[R,F]`."""
-    return Problem(states, problem.gold, problem.answered)
+    return Problem(states, problem.gold, problem.right, problem.answered)
 
 
 def _solve(
@@ -235,7 +243,8 @@ def fit_router(states: np.ndarray, right: np.ndarray, answered: np.ndarray | Non
             bias[teacher] = np.log((counts[1] + 1) / (counts[0] + 1))
             continue
         model = make_pipeline(
-            StandardScaler(), LogisticRegressionCV(Cs=np.logspace(-4, 0, 5), cv=FOLDS, scoring="neg_log_loss", max_iter=500)
+            StandardScaler(),
+            LogisticRegressionCV(Cs=np.logspace(-4, 0, 5), cv=FOLDS, scoring="neg_log_loss", max_iter=500),
         )
         model.fit(states[rows], y)
         scaler, units = model[0], model[1]
