@@ -124,7 +124,8 @@ class Advantages(Stateful):
 
     STATE = ("mean", "spread", "count")
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, by_row: bool, decay: float) -> None:
+        self.by_row = by_row  # whether the credit is by row; steps without any are then not learnt from
         self.decay = decay  # of the shared reward's running mean and spread
         self.mean, self.spread, self.count = 0.0, 0.0, 0
 
@@ -134,7 +135,7 @@ class Advantages(Stateful):
             return _scaled(info["teacher_advantage"])
         if "row_credit" in info:
             return _scaled(rewards - rewards.mean())
-        if "measured" not in info:
+        if self.by_row or "measured" not in info:
             return None
         reward = float(rewards.mean())
         self.count += 1
@@ -242,7 +243,7 @@ def train(
     selector, fit = initial_selector(env.core, settings)
     start = copy.deepcopy(selector)
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
-    credit = Advantages(settings.baseline)
+    credit = Advantages(env.core.credit.by_row, settings.baseline)
     all_teachers = np.ones((env.num_envs, process.num_teachers), np.float32)
     at = Joint(runs.Best(process), runs.Selected(process))
 
@@ -276,8 +277,8 @@ def train(
             advantages = None if warming else credit(rewards, info)
             if advantages is not None:
                 _learn(env, settings, selector, start, optimizer, at, advantages, writer)
-            if "measured" in info:
-                at.pending.clear()  # a shared reward answers all choices since the last one
+            if credit.by_row or "measured" in info:
+                at.pending.clear()  # credit by row answers this step, a shared reward all steps since the last one
 
             # 3. Keep the books: what was chosen, the gain, the best student on dev.
             at.selected.add(rows, actions)

@@ -12,7 +12,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -73,7 +73,12 @@ class Credit(ABC):
     """The credit estimator of one environment: around every student step `before`, then `after`.
 
     A subclass overrides `after`, and `before` if it must look at the student before it moves.
+
+    Attributes:
+        by_row: whether it gives `row_credit` or `teacher_advantage`, in every step or in some.
     """
+
+    by_row: ClassVar[bool] = True
 
     def __init__(self, settings: CreditSettings, reward: Reward) -> None:
         self.settings, self.reward, self.process = settings, reward, reward.process
@@ -110,6 +115,8 @@ class Credit(ABC):
 
 class Shared(Credit):
     """Every row is paid the reward of the step."""
+
+    by_row = False
 
     def after(
         self, batch: TrainingBatch, actions: np.ndarray, result: StepResult, reward: float
