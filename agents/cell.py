@@ -76,7 +76,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         checkpoints.attach(core.process)
         rule = make_rule(cell.name, core, cell.seed)
     process = core.process
-    done = runs.follow(core, rule, cell.seed, cell.label, checkpoints.stage("student"))
+    final = None if learnt is None else learnt.final
+    done = final or runs.follow(core, rule, cell.seed, cell.label, checkpoints.stage("student"))
     result: dict[str, Any] = {
         "schema": runs.SCHEMA,
         "task": process.task.name,
@@ -95,7 +96,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "data": {role: len(split) for role, split in process.task.splits.items()},
         "cost": {
             "train_s": 0.0 if learnt is None else learnt.seconds,
-            "follow_s": done.seconds,
+            "follow_s": 0.0 if final else done.seconds,
             "whole_s": time.perf_counter() - started,
             "student_steps": process.budget * (1 + (0 if learnt is None else learnt.episodes)),
         },

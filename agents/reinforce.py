@@ -189,6 +189,16 @@ def update(
 # --- joint training ---------------------------------------------------------------------------------------------------
 
 
+class Kept(Stateful):
+    """The selector and the student of an episode."""
+
+    STATE = ("selector", "best", "selected")
+
+    def __init__(self, selector: Selector, best: runs.Best, selected: runs.Selected) -> None:
+        self.selector = copy.deepcopy(selector)
+        self.best, self.selected = best, selected
+
+
 @dataclass
 class Joint(Stateful):
     """The progress of joint training: everything a checkpoint must hold beside the networks and the environment."""
@@ -196,14 +206,14 @@ class Joint(Stateful):
     best: runs.Best  # the student of this episode with the best dev score
     selected: runs.Selected
     states: np.ndarray | None = None  # those that the coming step acts on; None between two episodes
-    pending: list[tuple[np.ndarray, np.ndarray]] = field(
-        default_factory=list
-    )  # states and actions without a reward yet
+    # states and actions without a reward yet
+    pending: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     total: float = 0.0  # gain of this episode
     episode: int = 0
     steps: int = 0
-    spent: float = 0.0  # seconds
-    kept: tuple[float, dict[str, Tensor], dict[str, Any], list[Tensor]] | None = None
+    spent: float = 0.0  # seconds of the steps
+    elapsed: float = 0.0  # seconds in all
+    kept: Kept | None = None  # of the episode with the best dev score
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -229,19 +239,25 @@ def initial_selector(core: Core, settings: ReinforceSettings) -> tuple[Selector,
 def train(
     env: TeacherSelectVectorEnv,
     settings: ReinforceSettings,
+    start: Selector,
+    fit: Fit | None,
     seed: int,
     writer: SummaryWriter,
     stage: Stage | None = None,
-) -> tuple[Selector, runs.Learnt]:
+) -> Joint:
     """Joint training: in every episode the student restarts and the selector learns on.
 
+    Args:
+        env: the vector environment, without automatic resets.
+        start: the selector before training. It is not changed; a penalty keeps the learnt one near it.
+        fit: the fit behind it; None: it starts at all teachers, and a warm-up comes first.
+
     Returns:
-        The selector of the episode with the best dev score, and what it leaves behind as a fixed policy.
+        The end of joint training; `kept` holds the selector and the student of the episode with the best dev score.
     """
     process, stage = env.core.process, stage or Stage()
     rng = torch.Generator().manual_seed(seed)
-    selector, fit = initial_selector(env.core, settings)
-    start = copy.deepcopy(selector)
+    selector = copy.deepcopy(start)
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
     credit = Advantages(env.core.credit.by_row, settings.baseline)
     all_teachers = np.ones((env.num_envs, process.num_teachers), np.float32)
@@ -289,13 +305,10 @@ def train(
                 at.total += float(info["gain"][0])
                 writer.add_scalar("student/value", info["value"][0], at.steps)
             at.best.update()
+            at.elapsed += time.perf_counter() - started
         _end_episode(env, selector, at, writer)
     stage.finish(at.steps, **parts())
-    joint = None
-    if at.kept is not None:
-        selector.load_state_dict(at.kept[1])
-        joint = (at.kept[2], at.kept[3])
-    return selector, runs.Learnt(Policy(selector.greedy), at.spent, settings.episodes, joint, at.curve)
+    return at
 
 
 def _learn(
@@ -331,8 +344,8 @@ def _end_episode(env: TeacherSelectVectorEnv, selector: Selector, at: Joint, wri
     writer.add_scalar(f"dev/{process.task.metric}", best.value, at.episode)
     writer.add_scalar("episode/gain", at.total, at.episode)
     at.curve.append({"episode": at.episode, "gain": at.total, "dev": best.value, "rate": rates})
-    if at.kept is None or best.value >= at.kept[0]:
-        at.kept = (best.value, {k: v.clone() for k, v in selector.state_dict().items()}, best.dev, best.weights)
+    if at.kept is None or best.value >= at.kept.best.value:
+        at.kept = Kept(selector, best, at.selected)
     at.episode += 1
 
 
@@ -358,10 +371,48 @@ def learn(settings: RunSettings, folder: Path, checkpoints: Checkpoints | None =
     )
     checkpoints.attach(env.unwrapped.core.process)
     stage = checkpoints.stage("joint")
+    core: Core = env.unwrapped.core
+    started = time.perf_counter()
+    start, fit = initial_selector(core, agent)
+    fit_s = time.perf_counter() - started
     with runs.event_writer(folder, stage.purge_step) as writer:
-        selector, learnt = train(env.unwrapped, agent, settings.seed, writer, stage)
+        joint = train(env.unwrapped, agent, start, fit, settings.seed, writer, stage)
+    learnt, selector = conclude_training(core, agent, start, fit, joint, settings.seed, checkpoints)
+    learnt.seconds += fit_s
     save_file({k: v.contiguous() for k, v in selector.state_dict().items()}, folder / "policy.safetensors")
-    return env.unwrapped.core, learnt
+    return core, learnt
+
+
+def conclude_training(
+    core: Core,
+    settings: ReinforceSettings,
+    start: Selector,
+    fit: Fit | None,
+    joint: Joint,
+    seed: int,
+    checkpoints: Checkpoints,
+) -> tuple[runs.Learnt, Selector]:
+    """What training leaves behind, and its selector.
+
+    From all teachers, the fixed policy trains a new student, as in the paper. From a fitted start, the student of the
+    fixed start competes with those of the joint episodes. The best on dev is kept; ties go to the start.
+    """
+    kept, seconds = joint.kept, joint.elapsed
+    if kept is None:  # no joint episode: the start, fixed
+        return runs.Learnt(Policy(start.greedy), seconds, 0), start
+    student = (kept.best.dev, kept.best.weights)
+    learnt = runs.Learnt(Policy(kept.selector.greedy), seconds, settings.episodes, student, joint.curve)
+    learnt.step_seconds = joint.spent
+    if fit is None:
+        return learnt, kept.selector
+    fixed = runs.follow(core, Policy(start.greedy), seed, "start", checkpoints.stage("start"))
+    learnt.seconds += fixed.seconds
+    metric = core.process.task.metric
+    if kept.best.value > fixed.dev[metric]:
+        learnt.final = runs.tested(core.process, kept.best, kept.selected, seconds)
+        return learnt, kept.selector
+    learnt.final, learnt.rule = fixed, Policy(start.greedy)
+    return learnt, start
 
 
 def run(config: dict[str, Any]) -> None:

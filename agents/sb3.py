@@ -30,6 +30,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.dqn.policies import DQNPolicy
 
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents.experiment import runs
@@ -37,11 +38,12 @@ from agents.experiment.checkpoints import Checkpoints
 from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
+from distill.selection import Fit
 from distill.settings import SB3_DEFAULTS, RunSettings, SB3Settings
 from envs.core import Core
 from envs.credit import with_credit
 from envs.sb3 import SharedVecEnv
-from envs.wrappers import DiscreteSubsetsVector, TeacherWeightsVector
+from envs.wrappers import DiscreteSubsetsVector, TeacherWeightsVector, subset_table
 
 DISCRETE, CONTINUOUS, CONTRIB = ("dqn", "qrdqn"), ("sac", "td3"), ("trpo", "qrdqn")
 
@@ -81,6 +83,31 @@ def make(settings: SB3Settings, policy: str, env: VecMonitor, seed: int) -> Base
         raise UserError(
             f"agent.params={settings.params} do not fit {settings.name} ({' '.join(str(error).split())})"
         ) from None
+
+
+def start_at(model: BaseAlgorithm, fit: Fit) -> bool:
+    """Give a linear policy the weights of a selector's fit, so that it begins where REINFORCE begins.
+
+    Bernoulli units take the weights as they are. A Q function over subsets gets the sum of the chosen teachers' logits, whose
+    largest value is at the selector's own subset.
+
+    Returns:
+        Whether it was done: not for hidden layers, and not for continuous weights of the teachers.
+    """
+    weights, bias = torch.from_numpy(fit.weights.T).float(), torch.from_numpy(fit.bias).float()
+    policy: Any = model.policy
+    with torch.no_grad():
+        if isinstance(policy, ActorCriticPolicy) and not list(policy.mlp_extractor.policy_net.parameters()):
+            policy.action_net.weight.copy_(weights)
+            policy.action_net.bias.copy_(bias)
+            return True
+        if isinstance(policy, DQNPolicy) and len(policy.q_net.q_net) == 1:
+            subsets = torch.from_numpy(subset_table(len(bias))).float()
+            for net in (policy.q_net, policy.q_net_target):
+                net.q_net[0].weight.copy_(subsets @ weights)
+                net.q_net[0].bias.copy_(subsets @ bias)
+            return True
+    return False
 
 
 class Gains(BaseCallback):

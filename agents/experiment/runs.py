@@ -131,6 +131,13 @@ class Selected(Stateful):
         ]
 
 
+def tested(process: Distillation, best: Best, selected: Selected, seconds: float) -> Run:
+    """The best student of a training as a run: evaluated once on test. The student has its weights afterwards."""
+    process.student.restore(best.weights)
+    tests = {t: process.evaluate(t) for t in process.task.tests}
+    return Run(best.dev, tests, best.step, selected, best.weights, seconds, best.curve)
+
+
 class Best(Stateful):
     """The student with the best dev score so far. Of equal ones the later, which has seen more data."""
 
@@ -178,10 +185,7 @@ def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None =
             process.step(actions)
             best.update()
             bar.update()
-    seconds = time.perf_counter() - started
-    process.student.restore(best.weights)
-    tests = {t: process.evaluate(t) for t in process.task.tests}
-    run = Run(best.dev, tests, best.step, selected, best.weights, seconds, best.curve)
+    run = tested(process, best, selected, time.perf_counter() - started)
     stage.finish(best.process.budget, **vars(run))
     return run
 
@@ -242,10 +246,12 @@ class Learnt:
     """What training an agent left behind."""
 
     rule: Rule  # the policy, fixed
-    seconds: float
+    seconds: float  # of training, from stored signals and warm start
     episodes: int
     joint: tuple[dict[str, float], list[Tensor]] | None = None  # dev metrics and weights of the student it trained with
     curve: list[dict[str, Any]] = field(default_factory=list)  # of training, one entry an episode
+    final: Run | None = None  # the student to ship, where training left it; else the fixed policy trains one
+    step_seconds: float = 0.0  # of the joint steps alone, without evaluations
 
 
 def conclude(
@@ -270,7 +276,12 @@ def conclude(
     """
     process, seed, folder = core.process, settings.seed, run_folder()
     rules = {"control": references["control"], "student": learnt.rule, **references}
-    done = {name: follow(core, choose, seed, name, checkpoints.stage(name)) for name, choose in rules.items()}
+    done = {
+        name: learnt.final or follow(core, choose, seed, name, checkpoints.stage(name))
+        if name == "student"
+        else follow(core, choose, seed, name, checkpoints.stage(name))
+        for name, choose in rules.items()
+    }
     results = base_results(settings, process, process.prepared.teacher_scores())
     process.student.restore(process.warm)
     results["warm_start"] = {role: process.evaluate(role) for role in ("dev", *process.task.tests)}
@@ -282,13 +293,16 @@ def conclude(
     student = done["student"]
     results["selection"] = student.selected.summary()
     steps = learnt.episodes * process.budget
+    whole = learnt.seconds + (0.0 if learnt.final else student.seconds)
     results["cost"] = {
         "teacher_fit_s": process.prepared.teacher_fit_s,
         "signals_s": process.prepared.signals_s,
         "warm_start_s": process.warm_start_s,
         "train_s": learnt.seconds,
         "student_steps": steps,
-        "examples_per_s": steps * core.batch_size / learnt.seconds,
+        "whole_job_s": whole,
+        "whole_job": whole / done["control"].seconds,
+        "examples_per_s": steps * core.batch_size / learnt.step_seconds if learnt.step_seconds else None,
         "floor_examples_per_s": floor_examples_per_s(process, seed),
     }
     results["reproduce"] = reproduce_line(script, keys_changing("nothing"))
@@ -336,6 +350,8 @@ def print_table(results: dict[str, Any], process: Distillation, extra: tuple[str
             f"{results['agent']} - control, {test} {metric}: {difference:+.4f} (one seed: judge by the interval over several seeds)"
         )
     cost = results["cost"]
+    joint = "" if cost["examples_per_s"] is None else f"{cost['examples_per_s']:.0f} examples/s in joint training, "
+    console.print(f"{joint}{cost['floor_examples_per_s']:.0f} examples/s in the student's training loop alone")
     console.print(
-        f"{cost['examples_per_s']:.0f} examples/s in joint training, {cost['floor_examples_per_s']:.0f} in the student's training loop alone"
+        f"whole job (from stored signals and warm start to the final student): {cost['whole_job']:.2f} times the control's"
     )
