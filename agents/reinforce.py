@@ -205,6 +205,7 @@ class Joint(Stateful):
 
     best: runs.Best  # the student of this episode with the best dev score
     selected: runs.Selected
+    kept: Kept  # of the episode with the best dev score
     states: np.ndarray | None = None  # those that the coming step acts on; None between two episodes
     # states and actions without a reward yet
     pending: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
@@ -213,7 +214,6 @@ class Joint(Stateful):
     steps: int = 0
     spent: float = 0.0  # seconds of the steps
     elapsed: float = 0.0  # seconds in all
-    kept: Kept | None = None  # of the episode with the best dev score
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -261,7 +261,7 @@ def train(
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
     credit = Advantages(env.core.credit.by_row, settings.baseline)
     all_teachers = np.ones((env.num_envs, process.num_teachers), np.float32)
-    at = Joint(runs.Best(process), runs.Selected(process))
+    at = Joint(runs.Best(process), runs.Selected(process), Kept(start, runs.Best(process), runs.Selected(process)))
 
     def parts() -> dict[str, Any]:
         """Everything that the coming steps depend on."""
@@ -344,7 +344,7 @@ def _end_episode(env: TeacherSelectVectorEnv, selector: Selector, at: Joint, wri
     writer.add_scalar(f"dev/{process.task.metric}", best.value, at.episode)
     writer.add_scalar("episode/gain", at.total, at.episode)
     at.curve.append({"episode": at.episode, "gain": at.total, "dev": best.value, "rate": rates})
-    if at.kept is None or best.value >= at.kept.best.value:
+    if best.value >= at.kept.best.value:
         at.kept = Kept(selector, best, at.selected)
     at.episode += 1
 
@@ -398,7 +398,7 @@ def conclude_training(
     fixed start competes with those of the joint episodes. The best on dev is kept; ties go to the start.
     """
     kept, seconds = joint.kept, joint.elapsed
-    if kept is None:  # no joint episode: the start, fixed
+    if not joint.episode:  # the start, fixed
         return runs.Learnt(Policy(start.greedy), seconds, 0), start
     student = (kept.best.dev, kept.best.weights)
     learnt = runs.Learnt(Policy(kept.selector.greedy), seconds, settings.episodes, student, joint.curve)

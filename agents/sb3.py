@@ -97,11 +97,11 @@ def start_at(model: BaseAlgorithm, fit: Fit) -> bool:
     weights, bias = torch.from_numpy(fit.weights.T).float(), torch.from_numpy(fit.bias).float()
     policy: Any = model.policy
     with torch.no_grad():
-        if isinstance(policy, ActorCriticPolicy) and not list(policy.mlp_extractor.policy_net.parameters()):
+        if isinstance(model.policy, ActorCriticPolicy) and not list(policy.mlp_extractor.policy_net.parameters()):
             policy.action_net.weight.copy_(weights)
             policy.action_net.bias.copy_(bias)
             return True
-        if isinstance(policy, DQNPolicy) and len(policy.q_net.q_net) == 1:
+        if isinstance(model.policy, DQNPolicy) and len(policy.q_net.q_net) == 1:
             subsets = torch.from_numpy(subset_table(len(bias))).float()
             for net in (policy.q_net, policy.q_net_target):
                 net.q_net[0].weight.copy_(subsets @ weights)
