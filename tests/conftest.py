@@ -34,7 +34,7 @@ TINY = (
         for d in ("film", "food", "hotel", "electronics")
     )
     + "]",
-    f"student.config={WIDTHS}",
+    f"++student.config={WIDTHS}",  # ++: it has a key that student=tiny does not set
     "encoder.dim=8",
     "budget.batch_size=8",
     "budget.steps=6",
