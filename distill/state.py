@@ -117,7 +117,7 @@ def unpack(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Optional:
-    """In a template: the value may be missing (None, or an empty dict)."""
+    """In a template: the value may be missing (None; where a dict belongs, also an empty one)."""
 
     template: Any
 
@@ -154,7 +154,8 @@ class Array:
 def check_state(state: Any, template: Any, where: str = "") -> None:
     """Raise `Damaged` unless `state` has the form of `template`: a tree of `Array`, `Optional` and tests of JSON values."""
     if isinstance(template, Optional):
-        if state is not None and not (isinstance(state, Mapping) and not state):
+        empty = isinstance(template.template, Mapping) and isinstance(state, Mapping) and not state
+        if state is not None and not empty:
             check_state(state, template.template, where)
     elif isinstance(template, Array):
         template.check(state, where)
