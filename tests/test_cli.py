@@ -100,7 +100,7 @@ SMALL = [
     "budget.steps=6",
     "budget.evals=2",
     "reward.every=2",
-    "reward.direction_size=8",
+    "credit.size=8",
 ]
 
 
