@@ -69,8 +69,7 @@ def go(env: Any, vector: bool, steps: int) -> None:
     env.unwrapped.fork().render()
 
 
-@pytest.mark.parametrize("threads", ["null", "1", "3"])
-@pytest.mark.parametrize("vector", [False, True])
+@pytest.mark.parametrize(("vector", "threads"), [(False, "1"), (True, "null"), (True, "3")])
 def test_an_environment_changes_nothing_outside(tiny_overrides, tmp_path, vector, threads):
     """From an empty cache: teachers are fine-tuned, signals stored and a warm start made within `make`."""
     torch.set_num_threads(2)
