@@ -255,7 +255,9 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_kept(tiny_confi
 def test_a_teacher_that_diverges_is_named_and_not_kept(tiny_overrides, tiny_config, tmp_path):
     pool = next(o for o in tiny_overrides if o.startswith("teachers.pool"))
     broken = pool.replace("lr: 1.0e-2", "lr: 1.0e+30", 1)
-    with pytest.raises(UserError, match=r"^teacher film: fine-tuning gave .* not finite .* with lr=1e\+30; lower its lr$"):
+    with pytest.raises(
+        UserError, match=r"^teacher film: fine-tuning gave .* not finite .* with lr=1e\+30; lower its lr$"
+    ):
         Distillation(RunSettings.from_config(tiny_config(broken, f"home={tmp_path}")))
     assert not [p for p in (tmp_path / "teachers").iterdir() if p.is_dir()]
     assert not (tmp_path / "signals").exists()

@@ -269,7 +269,7 @@ def test_vector_step_needs_a_reset(make_vec, mode):
 
 
 def test_the_settings_name_every_part():
-    assert PARTS == tuple(observations.PARTS)
+    assert tuple(observations.PARTS) == PARTS
 
 
 @pytest.mark.parametrize("more", ["observation=paper", "observation=student", ALL_PARTS])
