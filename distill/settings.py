@@ -885,9 +885,9 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="run_schema", node=defaults())
     store.store(name="compare_schema", node=asdict(CompareSettings()))
-    for name in SB3_DEFAULTS:  # `agent=a2c` works as `agent=ppo` does, which has a documented file
+    for name, (lr, params) in SB3_DEFAULTS.items():  # `agent=a2c` works as `agent=ppo` does, which has a documented file
         if name not in ("ppo", "dqn"):
-            store.store(group="agent", name=name, node={"name": name})
+            store.store(group="agent", name=name, node={"name": name, "lr": lr, "params": params})
 
 
 register()
