@@ -1,4 +1,4 @@
-"""The order of the packages and their modules, names that must not shadow libraries, complexity, configuration groups."""
+"""The direction of travel between the packages, names that must not shadow libraries, and the configuration groups."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,57 +16,62 @@ from distill.checks import UserError
 from distill.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("configs", "distill", "envs", "agents")  # each may import those before it
-LIBRARIES = {  # what a package must not import from outside
-    "configs": {"torch", "transformers", "gymnasium", "stable_baselines3", "sb3_contrib"},
+PACKAGES = ("configs", "distill", "envs", "agents")  # each may import those before it, and no other
+LIBRARIES = {
     "distill": {"gymnasium", "gym", "stable_baselines3", "sb3_contrib"},
-    "envs": {"sb3_contrib"},
-    "agents": set(),
+    "configs": {"gymnasium", "stable_baselines3", "torch", "transformers"},
 }
-# The order within each package: a module imports only those above it. A new module is added where it belongs.
-ORDER = """
-configs.errors configs
+# The order inside each package: a module imports only from its own group (without a circle) and from those before it.
+ORDER = {
+    "configs": (("configs.errors",), ("configs",)),
+    "distill": (
+        ("distill", "distill.checks"),
+        ("distill.settings", "distill.parallel"),
+        ("distill.state", "distill.cache"),
+        ("distill.data",),
+        ("distill.losses", "distill.models"),
+        ("distill.student",),
+        ("distill.teachers",),
+        ("distill.process",),
+        ("distill.teachers.__main__",),
+    ),
+    "envs": (
+        ("envs", "envs.registry"),
+        ("envs.rewards", "envs.observations"),
+        ("envs.credit",),
+        ("envs.core",),
+        ("envs.rendering", "envs.wrappers", "envs.sb3"),
+        ("envs.teacher_select",),
+    ),
+    "agents": (
+        ("agents", "agents.experiment"),
+        ("agents.rules",),
+        ("agents.reinforce", "agents.sb3"),
+        ("agents.cell",),
+        ("agents.compare",),
+    ),
+}
 
-distill distill.checks distill.settings distill.state distill.parallel distill.cache
-distill.data distill.data.metrics distill.data.splits distill.data.tables distill.data.tokens
-distill.data.bundled distill.data.glue distill.data.load
-distill.losses
-distill.models distill.models.engine distill.models.loading distill.models.fast distill.models.build
-distill.student
-distill.teachers distill.teachers.signals distill.teachers.live distill.teachers.store distill.teachers.encoders
-distill.teachers.checkpoint distill.teachers.predictions distill.teachers.finetune distill.teachers.sources
-distill.process
-distill.teachers.__main__
 
-envs envs.registry envs.rewards envs.credit envs.observations envs.core envs.rendering envs.teacher_select
-envs.wrappers envs.sb3
-
-agents
-agents.experiment agents.experiment.interrupts agents.experiment.checkpoints agents.experiment.help agents.experiment.launch
-agents.experiment.runs agents.experiment.grid agents.experiment.stats agents.experiment.tables
-agents.experiment.report agents.experiment.report.chart agents.experiment.report.charts agents.experiment.report.drawing
-agents.experiment.report.page
-agents.rules agents.reinforce agents.sb3 agents.cell agents.compare
-""".split()  # noqa: SIM905
-
-
-def module_name(path: Path) -> str:
-    """The dotted name of a file."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {module_name(f): f for package in PACKAGES for f in sorted((ROOT / package).rglob("*.py"))}
+def modules() -> dict[str, Path]:
+    """Every module of the product by its name."""
+    out = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            out[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return out
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of everything that a file imports, wherever in it; `a.b` and `a.b.c` for `from a.b import c`."""
+    """Names of all modules that a file imports, wherever in it the imports are; `from a import b` gives `a` and `a.b`."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
-            names |= {node.module or ""} | {f"{node.module}.{a.name}" for a in node.names}
+            assert node.level == 0, f"{path}: a relative import"
+            names |= {str(node.module), *(f"{node.module}.{a.name}" for a in node.names)}
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
             "import_module",
             "__import__",
@@ -74,69 +80,75 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def own_imports(module: str) -> set[str]:
-    """The project's modules that a module imports. A package counts only where it is imported itself."""
-    names = imported(MODULES[module])
-    found = {n for n in names if n in MODULES} - {module}
-    # `from a.b import c` with a module a.b.c runs a.b/__init__.py too, which holds no code here but in `configs`.
-    return {n for n in found if not any(other.startswith(f"{n}.") and other in found for other in names)}
+def arrows() -> dict[str, set[str]]:
+    """The product's modules that each module imports."""
+    known = modules()
+    return {name: {i for i in imported(path) if i in known and i != name} for name, path in known.items()}
+
+
+def rank(module: str) -> int:
+    """The place of a module in the order of its package."""
+    groups = ORDER[module.partition(".")[0]]
+    best = max(
+        ((len(name), i) for i, group in enumerate(groups) for name in group if f"{module}.".startswith(f"{name}.")),
+        default=None,
+    )
+    assert best is not None, f"{module} has no place in ORDER"
+    return best[1]
+
+
+def test_packages_import_in_one_direction() -> None:
+    wrong = [
+        (name, other)
+        for name, others in arrows().items()
+        for other in others
+        if PACKAGES.index(other.partition(".")[0]) > PACKAGES.index(name.partition(".")[0])
+    ]
+    assert wrong == []
+    assert not [
+        m for m, others in arrows().items() if m.startswith("configs") for o in others if not o.startswith("configs")
+    ]
+
+
+@pytest.mark.parametrize("package", LIBRARIES)
+def test_packages_leave_libraries_alone(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    wrong = {str(f): sorted({i.partition(".")[0] for i in imported(f)} & LIBRARIES[package]) for f in files}
+    assert files
+    assert {f: w for f, w in wrong.items() if w} == {}
+
+
+def test_modules_import_in_one_direction() -> None:
+    wrong = [
+        (name, other)
+        for name, others in arrows().items()
+        for other in others
+        if other.partition(".")[0] == name.partition(".")[0] and rank(other) > rank(name)
+    ]
+    assert wrong == []
+    inside = [i for m, p in modules().items() if m.startswith("agents.experiment") for i in imported(p)]
+    assert not [i for i in inside if i.startswith("agents.") and not i.startswith("agents.experiment")]
+
+
+def test_there_is_no_circle() -> None:
+    graph = arrows()
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError
+    assert set(order) == set(graph)
+
+
+def test_no_block_is_too_complex() -> None:
+    """Radon's grade D and worse means more than 20 paths through a function."""
+    from radon.complexity import cc_rank, cc_visit
+
+    blocks = [(m, b) for m, p in modules().items() for b in cc_visit(p.read_text(encoding="utf-8"))]
+    assert len(blocks) > 300
+    assert [f"{m}.{b.name}: {b.complexity}" for m, b in blocks if cc_rank(b.complexity) > "C"] == []
 
 
 def test_the_reader_of_imports_sees_them(tmp_path: Path) -> None:
     lines = ["import a.b", "def f():", "    from c.d import e", "import_module('g.h')", "__import__('i')"]
     (tmp_path / "m.py").write_text("\n".join(lines))
     assert imported(tmp_path / "m.py") == {"a.b", "c.d", "c.d.e", "g.h", "i"}
-    (tmp_path / "m.py").write_text("from . import x")
-    with pytest.raises(AssertionError, match="a relative import"):
-        imported(tmp_path / "m.py")
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_packages_import_in_one_direction(package: str) -> None:
-    allowed = {*PACKAGES[: PACKAGES.index(package) + 1]}
-    for name, path in MODULES.items():
-        if name.split(".")[0] == package:
-            seen = {n.split(".")[0] for n in imported(path)}
-            assert not seen & ({*PACKAGES} - allowed), name
-            assert not seen & LIBRARIES[package], name
-            assert not seen & {"tests", "benchmarks", "docs"}, name
-
-
-def test_modules_import_only_those_above_them() -> None:
-    assert sorted(ORDER) == sorted(MODULES), "ORDER must name every module once"
-    place = {name: i for i, name in enumerate(ORDER)}
-    upward = [(m, other) for m in MODULES for other in own_imports(m) if place[other] > place[m]]
-    assert not upward
-
-
-def test_what_scripts_share_knows_no_agent() -> None:
-    for name in MODULES:
-        if name.startswith("agents.experiment"):
-            others = {n for n in imported(MODULES[name]) if n.startswith("agents.")}
-            assert all(n.startswith("agents.experiment") for n in others), name
-
-
-def test_there_is_no_import_circle() -> None:
-    """The order above implies it; this one does not depend on a list."""
-    left = {name: own_imports(name) for name in MODULES}
-    while ready := [name for name, needs in left.items() if not needs & left.keys()]:
-        for name in ready:
-            del left[name]
-    assert not left
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_function_is_too_complex(package: str) -> None:
-    """Cyclomatic complexity of at most 20: radon's ranks A, B and C."""
-    complexity = pytest.importorskip("radon.complexity", reason="radon is in the extra 'dev'")
-    blocks = {
-        f"{name}.{block.name}": block.complexity
-        for name, path in MODULES.items()
-        if name.split(".")[0] == package
-        for block in complexity.cc_visit(path.read_text(encoding="utf-8"))
-    }
-    assert blocks
-    assert {name: value for name, value in blocks.items() if complexity.cc_rank(value) not in "ABC"} == {}
 
 
 def loaded(statement: str) -> set[str]:
@@ -158,7 +170,7 @@ def test_distill_loads_no_reinforcement_learning() -> None:
 
 
 def test_no_agent_is_named_as_a_library() -> None:
-    """`python agents/x.py` puts agents/ first on sys.path: a file there would stand in for the library of its name."""
+    """`python agents/x.py` puts agents/ first on sys.path: a file there would shadow the library of its name."""
     own = {p.stem for p in (ROOT / "agents").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()} - {
         "__init__"
     }
