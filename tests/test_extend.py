@@ -1,205 +1,296 @@
-"""The table "to add X, touch Y" of CONTRIBUTING.md: everything is added here from outside the packages.
+"""Every way to add a part of one's own, from outside the packages, in about ten lines each, on the tiny run.
 
-Rewards, credit estimators, rules and observation parts come by import path; kinds, tasks and ids are registered.
+Rewards, credit estimators, rules and observation parts are used by import path (`my_ext:MyReward`). Kinds and tasks are added
+to a registry by a module that `plugins` names.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from textwrap import dedent
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
 import envs  # noqa: F401  registers TeacherSelect-v0
-from agents.rules import make_rule
-from distill.data import load
-from distill.data.splits import RawTask, Table
-from distill.models import build
-from distill.settings import STUDENT_KINDS, TEACHER_KINDS, FreshStudent, RunSettings, StudentSettings, TeacherSettings
-from distill.teachers import sources
+from distill.checks import UserError
+from distill.data.load import TASKS
+from distill.models.build import STUDENTS
+from distill.settings import STUDENT_KINDS, TEACHER_KINDS, RunSettings
+from distill.teachers.sources import SOURCES
 from envs.core import Core
 
-Make = Callable[..., dict[str, Any]]
+ROOT = Path(__file__).resolve().parent.parent
+REGISTRIES: tuple[dict[str, Any], ...] = (TASKS, STUDENTS, STUDENT_KINDS, TEACHER_KINDS, SOURCES)
+Step = tuple[np.ndarray, np.ndarray, bool, dict[str, np.ndarray]]
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """`module(code)` writes a module `my_extension` of the user's own, which can be imported by name."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(__import__("sys").modules, "my_extension", raising=False)
-    return lambda code: (tmp_path / "my_extension.py").write_text(code) and None
+def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """`extension(code)`: a module `my_ext` in `tmp_path`, which Python finds."""
+    before = [dict(registry) for registry in REGISTRIES]
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(code: str) -> None:
+        (tmp_path / "my_ext.py").write_text(dedent(code))
+        importlib.invalidate_caches()
+
+    yield write
+    sys.modules.pop("my_ext", None)
+    for registry, kept in zip(REGISTRIES, before, strict=True):
+        registry.clear()
+        registry.update(kept)
 
 
-def play(core: Core, steps: int = 2) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """The states after a few steps with all teachers, the last rewards and the last info."""
+def episode(config: dict[str, Any]) -> tuple[Core, list[Step]]:
+    """All steps of an episode with all teachers."""
+    core = Core(config)
     core.begin(0)
-    for _ in range(steps):
-        states, rewards, _, info = core.step(np.ones((core.batch_size, core.process.num_teachers), np.float32))
-    return states, rewards, info
+    steps: list[Step] = []
+    while not steps or not steps[-1][2]:
+        steps.append(core.step(np.ones((core.batch_size, core.process.num_teachers), np.float32)))
+    assert len(steps) == core.process.budget
+    return core, steps
 
 
-def test_add_a_reward(tiny_config: Make, module: Callable[[str], None]) -> None:
-    module(
-        "from envs.rewards import Reward\n"
-        "class Confidence(Reward):\n"
-        "    def measure(self, batch, actions, result):\n"
-        "        return float(result.logits.softmax(-1).max(-1).values.mean())\n"
+def compare(folder: Path, *arguments: str) -> dict[str, Any]:
+    """The content of comparison.json of a command that runs in `folder`, where my_ext.py lies."""
+    words = [*arguments, "threads=1", "seeds=1", "report=false", "cells=cells", "hydra.run.dir=run"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "agents/compare.py"), *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
-    core = Core(tiny_config("reward.name=my_extension:Confidence"))
-    _, rewards, info = play(core)
-    assert "measured" in info
-    assert 0.5 <= rewards[0] <= 1
-    assert (rewards == rewards[0]).all()
+    assert done.returncode == 0, done.stderr + done.stdout
+    found: dict[str, Any] = json.loads((folder / "run" / "comparison.json").read_text())
+    return found
 
 
-def test_add_a_credit_estimator(tiny_config: Make, module: Callable[[str], None]) -> None:
-    module(
-        "from envs.credit import Credit\n"
-        "class ByLoss(Credit):\n"
-        "    def after(self, batch, actions, result, reward):\n"
-        "        credit = result.losses.double().numpy()\n"
-        "        return reward + credit, {'row_credit': credit}\n"
-    )
-    _, rewards, info = play(Core(tiny_config("credit.name=my_extension:ByLoss")))
-    assert np.allclose(rewards - info["row_credit"], (rewards - info["row_credit"])[0])
-    assert info["row_credit"].std() > 0
+# --- by import path ---------------------------------------------------------------------------------------------------
 
 
-def test_add_a_rule(tiny_config: Make, module: Callable[[str], None]) -> None:
-    module(
-        "import numpy as np\n"
-        "from agents.rules import Rule\n"
-        "class First(Rule):\n"
-        "    summary = 'the first teacher'\n"
-        "    def __call__(self, states, batch):\n"
-        "        return np.eye(batch.shape[1], dtype=np.float32)[np.zeros(len(batch.rows), int)]\n"
-    )
-    core = Core(tiny_config())
-    states = core.begin(0)
-    assert core.process.batch is not None
-    actions = make_rule("my_extension:First", core, seed=0)(states, core.process.batch)
-    assert actions.tolist() == [[1, 0, 0, 0]] * core.batch_size
+def test_add_a_reward(extension, tiny_config) -> None:
+    """Minus the share of teachers that were used: a reward that saves teachers."""
+    extension("""
+        from envs.rewards import Reward
+
+        class Savings(Reward):
+            def measure(self, batch, actions, result):
+                return -float(actions.mean())
+    """)
+    core, steps = episode(tiny_config("reward.name=my_ext:Savings", "reward.every=1"))
+    assert type(core.reward).__name__ == "Savings"
+    assert all((rewards == -1).all() for _, rewards, _, _ in steps)
+    assert core.settings.credit.name == "shared"
+    with pytest.raises(UserError, match=r"credit\.name=influence goes with reward=validation_gain"):
+        Core(tiny_config("reward.name=my_ext:Savings", "credit.name=influence"))
 
 
-def test_add_an_observation_part(tiny_config: Make, module: Callable[[str], None]) -> None:
-    module(
-        "import numpy as np\n"
-        "from envs.observations import Part\n"
-        "class Length(Part):\n"
-        "    def width(self, process):\n"
-        "        return 1\n"
-        "    def values(self, view):\n"
-        "        texts = [view.process.train_split.texts[i][0] for i in view.batch.rows]\n"
-        "        return np.array([[len(t.split()) / 50] for t in texts])\n"
-    )
-    core = Core(tiny_config("observation.parts=[teacher_probs,my_extension:Length]"))
-    states = core.begin(0)
-    place = core.observe.layout["my_extension:Length"]
-    words = [len(core.process.train_split.texts[i][0].split()) for i in core.instances()]
-    assert np.allclose(states[:, place][:, 0], np.array(words) / 50)
-    assert core.observe.space.contains(states[0])
+def test_add_a_credit_estimator(extension, tiny_config) -> None:
+    """Rows with a smaller loss get more of the reward."""
+    extension("""
+        import numpy as np
+        from envs.credit import Credit
+
+        class ByLoss(Credit):
+            def after(self, batch, actions, result, reward):
+                share = np.exp(-result.losses.cpu().numpy().astype(np.float64))
+                share *= len(share) / share.sum()
+                return reward * share, {"row_credit": share}
+    """)
+    _, steps = episode(tiny_config("credit.name=my_ext:ByLoss", "reward.every=1"))
+    for _, rewards, _, info in steps:
+        assert rewards.mean() == pytest.approx(info["gain"][0])
+        np.testing.assert_allclose(rewards, info["gain"] * info["row_credit"])
+    assert np.ptp(rewards) > 0
 
 
-@dataclass
-class Guesser(TeacherSettings):
-    """A teacher of a new kind: it gives class 0 a fixed logit."""
+def test_add_a_rule(extension, tiny_overrides, tmp_path) -> None:
+    """The teachers that are right about the instance. It runs in a comparison, in processes of its own."""
+    extension("""
+        import numpy as np
+        from agents.rules import Rule
 
-    kind: ClassVar[str] = "guesser"
-    logit: float = 1.0
+        class Right(Rule):
+            summary = "the teachers that are right"
 
-
-class GuesserSource:
-    """Its answers."""
-
-    def __init__(self, spec: Guesser, task: Any, *_: Any) -> None:
-        self.name, self.width, self.fingerprint = spec.name, task.num_classes, f"guesser{spec.logit}"
-        self.logit = spec.logit
-
-    def compute(self, split: Any) -> np.ndarray:
-        return np.eye(self.width, dtype=np.float32)[np.zeros(len(split), int)] * self.logit
-
-    def at(self, split: Any, rows: np.ndarray) -> np.ndarray:
-        return self.compute(rows)
-
-    def release(self) -> None:
-        pass
+            def __call__(self, states, batch):
+                return (batch.probs.argmax(2) == batch.labels[:, None]).astype(np.float32)
+    """)
+    found = compare(tmp_path, *tiny_overrides, "agents=[my_ext:Right]")
+    control, ours = found["tables"]["test"]
+    assert (control["agent"], ours["agent"]) == ("control", "my_ext:Right")
+    assert 0 < ours["mean_size"] < control["mean_size"] == 4
 
 
-def test_add_a_teacher_kind(tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TEACHER_KINDS, "guesser", Guesser)
-    monkeypatch.setitem(sources.SOURCES, "guesser", GuesserSource)
-    core = Core(tiny_config("teachers.pool=[{name: a, kind: guesser, logit: 2.0}, {name: b, kind: guesser}]"))
-    core.begin(0)
-    assert core.process.batch is not None
-    assert core.process.batch.logits[0].tolist() == [[2.0, 0.0], [1.0, 0.0]]
+def test_add_an_observation_part(extension, tiny_config) -> None:
+    """How many teachers agree with the most common answer."""
+    extension("""
+        import numpy as np
+        from envs.observations import Part
+
+        class Agreement(Part):
+            def width(self, process):
+                return 1
+
+            def values(self, view):
+                votes = view.batch.probs.argmax(2)
+                most = np.apply_along_axis(lambda row: np.bincount(row).max(), 1, votes)
+                return most[:, None] / votes.shape[1]
+    """)
+    core, steps = episode(tiny_config("observation.parts=[teacher_loss,my_ext:Agreement]"))
+    assert core.observe.layout["my_ext:Agreement"] == slice(4, 5)
+    seen = np.concatenate([states[:, 4] for states, *_ in steps])
+    assert set(seen) <= {0.5, 0.75, 1.0}
+    assert len(set(seen)) > 1
 
 
-@dataclass
-class SmallStudent(StudentSettings):
-    """A student of a new kind: a BERT of a given width."""
-
-    kind: ClassVar[str] = "small"
-    width: int = 16
+# --- by registration --------------------------------------------------------------------------------------------------
 
 
-def test_add_a_student_kind(tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def build_small(settings: SmallStudent, labels: Any, texts: Any, seed: int) -> Any:
-        config = {
-            "hidden_size": settings.width,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-        }
-        fresh = FreshStudent(name=settings.name, max_length=settings.max_length, config=config)
-        return build.STUDENTS["fresh"](fresh, labels, texts, seed)
+def test_add_a_teacher_kind(extension, tiny_config) -> None:
+    """A teacher that looks for a word."""
+    extension("""
+        from dataclasses import dataclass
+        import numpy as np
+        from distill.settings import TEACHER_KINDS, TeacherSettings, option
+        from distill.teachers.sources import SOURCES
 
-    monkeypatch.setitem(STUDENT_KINDS, "small", SmallStudent)
-    monkeypatch.setitem(build.STUDENTS, "small", build_small)
-    config = tiny_config()
-    config["student"] = {"kind": "small", "name": "small", "width": 8, "max_length": 32}
-    core = Core(RunSettings.from_config(config))
-    assert core.process.student.model.config.hidden_size == 8
-    play(core)
+        @dataclass
+        class Word(TeacherSettings):
+            kind = "word"
+            word: str = option("good", "the word that means the second label")
+
+        class WordTeacher:
+            def __init__(self, spec, task, home, engine, folds):
+                self.name, self.word, self.width = spec.name, spec.word, task.num_classes
+                self.fingerprint = f"word-{spec.word}"
+
+            def compute(self, split):
+                return np.array([[0.0, 2.0 if self.word in text[0] else -2.0] for text in split.texts], np.float32)
+
+            def at(self, split, rows):
+                return self.compute(split.take(rows))
+
+            def release(self):
+                pass
+
+        TEACHER_KINDS["word"], SOURCES["word"] = Word, WordTeacher
+    """)
+    pool = "teachers.pool=[{name: a, kind: word}, {name: b, kind: word, word: bad}]"
+    core, _ = episode(tiny_config("plugins=[my_ext]", pool))
+    assert core.process.signals.names == ["a", "b"] or core.process.signals.names == ("a", "b")
+    logits = core.process.signals.logits(np.arange(200))
+    assert set(np.unique(logits)) == {-2.0, 0.0, 2.0}
+    with pytest.raises(UserError, match="kind=word has no setting 'path'"):
+        RunSettings.from_config(tiny_config("plugins=[my_ext]", "teachers.pool=[{name: a, kind: word, path: x}]"))
 
 
-def test_add_a_task(tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def parity(settings: Any, data_dir: str | None) -> Any:
-        def table(role: str, count: int) -> Table:
-            labels = ["even" if i % 2 == 0 else "odd" for i in range(count)]
-            return Table(
-                [f"{role}-{i}" for i in range(count)], [(f"the number is {i % 7}",) for i in range(count)], labels
-            )
+def test_add_a_student_kind(extension, tiny_config) -> None:
+    """A classifier with random weights and another activation."""
+    extension("""
+        from dataclasses import dataclass, replace
+        from distill.models.build import STUDENTS, build_fresh
+        from distill.settings import STUDENT_KINDS, FreshStudent, option
 
-        raw = RawTask("parity", {"train": table("train", 120), "test": table("test", 20)}, ("even", "odd"))
-        return load.assign_roles(settings, raw)
+        @dataclass
+        class Act(FreshStudent):
+            kind = "act"
+            activation: str = option("relu", "activation of the hidden layers")
 
-    monkeypatch.setitem(load.TASKS, "parity", parity)
-    teacher = "{name: a, kind: finetune, config: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}, epochs: 1, max_length: 32}"
-    core = Core(tiny_config("task.name=parity", f"teachers.pool=[{teacher}]"))
-    assert core.process.task.label_names == ("even", "odd")
-    play(core)
+        def build_act(settings, labels, texts, seed):
+            return build_fresh(replace(settings, config=settings.config | {"hidden_act": settings.activation}), labels, texts, seed)
+
+        STUDENT_KINDS["act"], STUDENTS["act"] = Act, build_act
+    """)
+    core, _ = episode(tiny_config("plugins=[my_ext]", "student.kind=act", "+student.activation=tanh"))
+    assert core.process.student.model.config.hidden_act == "tanh"
+    other, _ = episode(tiny_config("plugins=[my_ext]", "student.kind=act"))
+    assert other.process.student.model.config.hidden_act == "relu"
 
 
-@pytest.fixture
-def small_id(tiny_overrides: list[str]) -> Iterator[str]:
-    """An id of the user's own, registered with settings of its own."""
+def test_add_a_task(extension, tiny_overrides, tmp_path) -> None:
+    """Is the number even? It runs in a comparison: every process imports the plugin."""
+    extension("""
+        from distill.data.load import TASKS, assign_roles
+        from distill.data.splits import RawTask, Table
+
+        def numbers(first, count):
+            rows = range(first, first + count)
+            labels = ["even" if i % 2 == 0 else "odd" for i in rows]
+            return Table([str(i) for i in rows], [(f"number {i} ends in {i % 10}",) for i in rows], labels)
+
+        def parity(settings, data_dir):
+            return assign_roles(settings, RawTask("made up", {"train": numbers(0, 120), "test": numbers(1000, 40)}, ("even", "odd")))
+
+        TASKS["parity"] = parity
+    """)
+    kept = [o for o in tiny_overrides if not o.startswith(("teachers.pool", "reward.size"))]
+    size = "config: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}"
+    pool = f"teachers.pool=[{{name: a, kind: finetune, {size}, max_length: 16, epochs: 1}}]"
+    found = compare(tmp_path, *kept, "plugins=[my_ext]", "task.name=parity", pool, "reward.size=8", "agents=[labels]")
+    assert found["task"] == "parity"
+    assert [row["agent"] for row in found["tables"]["test"]] == ["control", "labels"]
+    assert found["data"] == {"train": 96, "reward": 12, "dev": 12, "test": 40}
+    assert "plugins=[my_ext]" in found["cells"][0]["reproduce"]
+
+
+def test_add_an_environment_id(tiny_overrides) -> None:
+    """The tiny run under a name of its own."""
     gym.register(
-        "My/TeacherSelect-v0",
+        id="TinyReviews-v0",
         entry_point="envs.teacher_select:TeacherSelectEnv",
         vector_entry_point="envs.teacher_select:TeacherSelectVectorEnv",
         kwargs={"overrides": [*tiny_overrides, "budget.steps=3"]},
     )
-    yield "My/TeacherSelect-v0"
-    del gym.registry["My/TeacherSelect-v0"]
+    try:
+        one, many = gym.make("TinyReviews-v0"), gym.make_vec("TinyReviews-v0", num_envs=8)
+        states, _ = many.reset(seed=0)
+        state, _ = one.reset(seed=0)
+        np.testing.assert_array_equal(state, states[0])
+        for step in range(3):
+            _, _, ended, _, _ = many.step(many.action_space.sample())
+            assert ended.all() == (step == 2)
+    finally:
+        del gym.registry["TinyReviews-v0"]
 
 
-def test_add_an_environment_id(small_id: str) -> None:
-    env = gym.make_vec(small_id, num_envs=8)
-    env.reset(seed=0)
-    ends = [env.step(env.action_space.sample())[2].all() for _ in range(3)]
-    assert ends == [False, False, True]
-    assert gym.make(small_id).reset(seed=0)[0].shape == env.single_observation_space.shape
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reward.name=my_ext:None_", r"reward.name=my_ext:None_ cannot be imported .*; give my_package.module:MyClass"),
+        ("reward.name=my_ext:Thing", r"reward.name=my_ext:Thing is not a subclass of envs.rewards.Reward"),
+        ("credit.name=my_ext:Thing", r"credit.name=my_ext:Thing is not a subclass of envs.credit.Credit"),
+        (
+            "observation.parts=[my_ext:Thing]",
+            r"observation.parts=my_ext:Thing is not a subclass of envs.observations.Part",
+        ),
+        (
+            "plugins=[no_such_module]",
+            r"plugins: no_such_module cannot be imported \(No module named 'no_such_module'\)",
+        ),
+        ("plugins=my_ext", r"plugins=my_ext must be a list"),
+    ],
+)
+def test_a_wrong_extension_is_one_line(extension, tiny_config, override, message) -> None:
+    extension("class Thing: pass")
+    with pytest.raises(UserError, match=f"^{message}"):
+        Core(tiny_config(override))
+
+
+def test_a_bug_in_a_plugin_keeps_its_traceback(extension, tiny_config) -> None:
+    extension("1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        RunSettings.from_config(tiny_config("plugins=[my_ext]"))

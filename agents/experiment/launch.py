@@ -42,6 +42,8 @@ def launch(run: Callable[[dict[str, Any]], None], config: str = "config") -> Non
     """Run `run(configuration)` with the command line's settings over those of `configs/<config>.yaml`."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's errors arrive here instead of being printed there
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if str(Path.cwd()) not in sys.path:  # import paths such as reward.name=my_module:MyReward may name a module here
+        sys.path.append(str(Path.cwd()))
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         print(help_text(config, Path(sys.argv[0]).name))
