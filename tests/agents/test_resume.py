@@ -175,7 +175,7 @@ def test_killed_again_and_again(warm, undisturbed, tmp_path) -> None:
 
 def test_a_shared_reward_and_a_student_that_resume_words(warm, tmp_path) -> None:
     """More to remember: what waits for its reward, the running baseline, and where the last episode ended."""
-    given = [*warm, "agent.credit=shared", "agent.joint=continue", "reward.every=3", "agent.episodes=4"]
+    given = [*warm, "credit.name=shared", "agent.joint=continue", "reward.every=3", "agent.episodes=4"]
     assert play(tmp_path / "whole", *given).code == 0
     killed(tmp_path / "run", *given, event=12)
     killed(tmp_path / "run", *given, "resume=true", event=5)
