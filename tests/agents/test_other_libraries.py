@@ -21,7 +21,7 @@ def test_a_reinforce_update_is_the_degenerate_ppo_update(tiny_config) -> None:
     """One epoch, one full batch, no discounting, no value, no clipping, plain SGD: the same new weights."""
     from stable_baselines3 import PPO
 
-    config = tiny_config("reward.every=1", "reward.credit=influence", "budget.steps=50")
+    config = tiny_config("reward.every=1", "credit.name=influence", "budget.steps=50")
     env = SharedVecEnv(gym.make_vec("envs:TeacherSelect-v0", num_envs=8, config=config))
     rate, steps = 5.0, 3
     model = PPO(
