@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -52,6 +53,7 @@ def _play(script: str, arguments: list[str], log: str, moment: tuple[int, float,
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(ROOT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     if moment:
         _signal_at(*moment)
     from tqdm.auto import tqdm

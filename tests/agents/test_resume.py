@@ -444,7 +444,7 @@ def test_the_folder_must_be_named(tmp_path, monkeypatch, capsys) -> None:
         launch(reinforce.run)
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error == "error: resume=true needs the folder of the run that is to continue: add hydra.run.dir=FOLDER\n"
+    assert error == "error: resume=true needs the folder of the run to continue: add hydra.run.dir=FOLDER\n"
     assert not any(tmp_path.iterdir())
 
 
