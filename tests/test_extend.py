@@ -168,7 +168,7 @@ def test_add_a_teacher_kind(extension, tiny_config) -> None:
         @dataclass
         class Word(TeacherSettings):
             kind = "word"
-            word: str = option("good", "the word that means the second label")
+            word: str = option("not", "the word that means the second label")
 
         class WordTeacher:
             def __init__(self, spec, task, home, engine, folds):
@@ -186,11 +186,12 @@ def test_add_a_teacher_kind(extension, tiny_config) -> None:
 
         TEACHER_KINDS["word"], SOURCES["word"] = Word, WordTeacher
     """)
-    pool = "teachers.pool=[{name: a, kind: word}, {name: b, kind: word, word: bad}]"
+    pool = "teachers.pool=[{name: a, kind: word}, {name: b, kind: word, word: very}]"
     core, _ = episode(tiny_config("plugins=[my_ext]", pool))
-    assert core.process.signals.names == ["a", "b"] or core.process.signals.names == ("a", "b")
-    logits = core.process.signals.logits(np.arange(200))
-    assert set(np.unique(logits)) == {-2.0, 0.0, 2.0}
+    texts = core.process.train_split.texts
+    wanted = [[[0.0, 2.0 if word in text[0] else -2.0] for word in ("not", "very")] for text in texts]
+    assert core.process.signals.logits(np.arange(200)).tolist() == wanted
+    assert len(np.unique(wanted)) == 3
     with pytest.raises(UserError, match="kind=word has no setting 'path'"):
         RunSettings.from_config(tiny_config("plugins=[my_ext]", "teachers.pool=[{name: a, kind: word, path: x}]"))
 

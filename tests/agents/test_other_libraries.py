@@ -1,4 +1,4 @@
-"""The environment under other libraries: PPO degenerates to REINFORCE, the zoo trains it, TorchRL accepts its specs."""
+"""The environment in other libraries: PPO reduces to REINFORCE, RL Zoo trains on it, TorchRL accepts its specs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from envs.sb3 import SharedVecEnv
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_reinforce_update_is_the_degenerate_ppo_update(tiny_config) -> None:
+def test_a_reinforce_update_is_a_ppo_update_without_clipping(tiny_config) -> None:
     """One epoch, one full batch, no discounting, no value, no clipping, plain SGD: the same new weights."""
     from stable_baselines3 import PPO
 

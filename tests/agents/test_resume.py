@@ -173,8 +173,8 @@ def test_killed_again_and_again(warm, undisturbed, tmp_path) -> None:
     assert [f.name.partition("-")[0] for f in (run / "checkpoints").iterdir()] == ["finished"]
 
 
-def test_a_shared_reward_and_a_student_that_resume_words(warm, tmp_path) -> None:
-    """More to remember: what waits for its reward, the running baseline, and where the last episode ended."""
+def test_a_shared_reward_and_a_student_that_continues(warm, tmp_path) -> None:
+    """More state: choices without a reward yet, the running baseline, and the student of the last episode."""
     given = [*warm, "credit.name=shared", "agent.joint=continue", "reward.every=3", "agent.episodes=4"]
     assert play(tmp_path / "whole", *given).code == 0
     killed(tmp_path / "run", *given, event=12)
