@@ -7,30 +7,33 @@ to the cell's folder. `agents/compare.py` starts one such process a cell.
 from __future__ import annotations
 
 import io
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
 import configs
-from agents import reinforce, sb3
+from agents import reinforce
 from agents.experiment import runs
 from agents.experiment.checkpoints import Checkpoints
 from agents.experiment.grid import CHOICES, RESULT, Cell
 from agents.experiment.interrupts import Interrupted, stop
-from agents.rules import find_rule, make_rule
+from agents.rules import RULES, find_rule, make_rule
 from distill import cache
-from distill.checks import UserError
+from distill.checks import UserError, one_of
 from distill.settings import SB3_DEFAULTS, RunSettings
 from envs.core import Core
 from envs.credit import with_credit
 
 Learn = Callable[[RunSettings, Path, Checkpoints | None], tuple[Core, runs.Learnt]]
-LEARNERS: dict[str, Learn] = {"reinforce": reinforce.learn, **dict.fromkeys(SB3_DEFAULTS, sb3.learn)}
+LEARNERS = ("reinforce", *SB3_DEFAULTS)
 EXPLORED = 400  # training instances kept for the report's explorer
 
 
@@ -41,13 +44,24 @@ def entry_settings(entry: str, base: Sequence[str]) -> RunSettings:
         UserError: before anything runs, for an unknown agent, a wrong setting or a missing package.
     """
     name, *more = entry.split()
+    if ":" not in name:  # else one teacher alone, or an import path
+        one_of(name, (*RULES, "single", *LEARNERS), "agents: entry")
     if name not in LEARNERS:
-        return with_credit(RunSettings.from_config(configs.compose([*base, *more])), preferred="influence")
+        settings = RunSettings.from_config(configs.compose([*base, *more]))
+        find_rule(name, _teachers(settings))  # reports an unknown one
+        return with_credit(settings, preferred="influence")
     settings = RunSettings.from_config(configs.compose([*base, *more, f"agent={name}"]))
     if name == "reinforce":
         return with_credit(settings, preferred="counterfactual")
-    sb3.algorithm(name)
+    _sb3().algorithm(name)  # reports a missing package
     return with_credit(settings, preferred="influence")
+
+
+def _sb3() -> ModuleType:
+    """`agents.sb3`: imported where it is needed, because Stable-Baselines3 takes seconds that other cells save."""
+    from agents import sb3
+
+    return sb3
 
 
 def identity(entry: str, settings: RunSettings) -> dict[str, Any]:
@@ -55,8 +69,12 @@ def identity(entry: str, settings: RunSettings) -> dict[str, Any]:
     name = entry.split()[0]
     if name in LEARNERS:
         return settings.identity("cell")
-    rule = find_rule(name, tuple(t.name for t in settings.teachers.pool))
-    return settings.identity("cell", sections=("budget", *rule.reads))
+    return settings.identity("cell", sections=("budget", *find_rule(name, _teachers(settings)).reads))
+
+
+def _teachers(settings: RunSettings) -> tuple[str, ...]:
+    """The names of the pool's teachers."""
+    return tuple(t.name for t in settings.teachers.pool)
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -69,7 +87,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     checkpoints = Checkpoints(folder, settings, resume=True)
     learnt = None
     if cell.name in LEARNERS:
-        core, learnt = LEARNERS[cell.name](settings, folder, checkpoints)
+        learn: Learn = reinforce.learn if cell.name == "reinforce" else _sb3().learn
+        core, learnt = learn(settings, folder, checkpoints)
         rule: runs.Rule = learnt.rule
     else:
         core = Core(settings)
@@ -125,8 +144,21 @@ def _write_choices(core: Core, done: runs.Run, folder: Path) -> None:
     cache.write_whole(folder / CHOICES, content.getvalue())
 
 
+def _end_with(parent: int) -> None:
+    """End this process once its parent is gone: a comparison that was killed leaves nothing running."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> int:
     """Run the cell on standard input. Exit code 0: finished, 2: `error: ...` on stderr, 130 or 143: told to stop."""
+    if len(sys.argv) > 1:  # the process id of the comparison that started this one
+        _end_with(int(sys.argv[1]))
     cell = Cell.from_json(sys.stdin.read())
     try:
         with stop.obeyed(), cache.writing(Path(cell.folder).parent, "set cells to a writable folder"):

@@ -179,10 +179,10 @@ def learn(settings: RunSettings, folder: Path, checkpoints: Checkpoints | None =
     kept: dict[str, Any] = {"curve": [], "seconds": 0.0, **stage.restore(policy=model.policy)}
     if not stage.finished:
         kept |= _train(model, agent, core, folder, stage.purge_step)
+        model.save(folder / "model.zip")  # here, because a run that is resumed after training has only the policy
     stage.finish(model.num_timesteps, **{**kept, "policy": model.policy})
 
     # 3. What the run leaves behind.
-    model.save(folder / "model.zip")
     state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}
     save_file(state, folder / "policy.safetensors")
     rule = fixed_rule(model, decode)

@@ -22,9 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from configs.errors import UserError, plain_name
 
 
-def _folder_name(value: Any) -> str:
-    """The resolver `folder_name` of the YAML files: the value, if it can name a folder. Hydra asks before it makes one."""
-    plain_name(str(value), "task.name or agent.name")
+def _folder_name(key: str, value: Any) -> str:
+    """The resolver `folder_name` of the YAML files: the value of `key`, if it can name a folder. It runs before Hydra makes one."""
+    plain_name(str(value), key)
     return str(value)
 
 
@@ -69,6 +69,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
 def one_line(error: Exception) -> str:
     """Hydra's or OmegaConf's message as one line in our words."""
     message = str(error) or str(error.__cause__)
+    refused = re.search(r"^UserError raised while resolving interpolation: (.*)", message)
+    if refused:  # by a resolver of ours
+        return refused.group(1)
     missing = re.search(r"Could not find '([^']+)/([^']+)'\s+Available options in '[^']+':((?:\n\t.*)+)", message)
     if missing:
         group, value, options = missing.groups()

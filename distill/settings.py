@@ -10,6 +10,7 @@ Each setting says in its metadata which results depend on it, as one of the scop
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 import re
@@ -591,6 +592,7 @@ class RunSettings:
     fast: bool = option(True, "faster forms of the same forward pass; false: as transformers computes it", "machine")
     data_dir: str | None = option(None, "folder of the official GLUE files; default: TEACHER_SELECT_DATA", "nothing")
     home: str = option("~/.cache/teacher-select", "folder of all caches; default: TEACHER_SELECT_HOME", "nothing")
+    plugins: list[str] = option([], "modules of your own that are imported first, to add kinds and tasks", "run")
     resume: bool = option(False, "continue the run in hydra.run.dir=FOLDER from its last checkpoint", "nothing")
     checkpoint_every: int | None = option(
         None,
@@ -619,6 +621,7 @@ class RunSettings:
         plain = _plain(config, "config")
         for key in plain:
             one_of(key, [f.name for f in fields(cls)], "config: key")
+        import_plugins(plain.get("plugins") or [])  # they add the kinds that the other settings may name
         scalars = {k: v for k, v in plain.items() if k not in _SECTIONS}
         groups = {name: read(plain.get(name, {})) for name, read in _SECTIONS.items() if name in plain}
         return _build(cls, scalars, "config", groups)
@@ -674,6 +677,17 @@ class CompareSettings:
             raise UserError(f"jobs={self.jobs} must be positive, or null")
         if not self.agents:
             raise UserError("agents is empty; name some, for example agents=[control,reinforce]")
+
+
+def import_plugins(modules: Sequence[str]) -> None:
+    """Import the modules of `plugins`; `UserError` for one that cannot be imported."""
+    if not isinstance(modules, list):
+        raise UserError(f"plugins={modules} must be a list of modules: plugins=[my_package.module]")
+    for name in modules:
+        try:
+            importlib.import_module(str(name))
+        except (ImportError, ValueError) as error:
+            raise UserError(f"plugins: {name} cannot be imported ({error}); give the names of modules") from None
 
 
 # --- parsing ----------------------------------------------------------------------------------------------------------
@@ -893,9 +907,12 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="run_schema", node=defaults())
     store.store(name="compare_schema", node=asdict(CompareSettings()))
-    for name in SB3_DEFAULTS:  # `agent=a2c` works as `agent=ppo` does, which has a documented file
+    for name, (
+        lr,
+        params,
+    ) in SB3_DEFAULTS.items():  # `agent=a2c` works as `agent=ppo` does, which has a documented file
         if name not in ("ppo", "dqn"):
-            store.store(group="agent", name=name, node={"name": name})
+            store.store(group="agent", name=name, node={"name": name, "lr": lr, "params": params})
 
 
 register()

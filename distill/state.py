@@ -117,7 +117,7 @@ def unpack(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Optional:
-    """In a template: the value may be missing (None, or an empty dict)."""
+    """In a template: the value may be missing (None; where a dict belongs, also an empty one)."""
 
     template: Any
 
@@ -154,7 +154,8 @@ class Array:
 def check_state(state: Any, template: Any, where: str = "") -> None:
     """Raise `Damaged` unless `state` has the form of `template`: a tree of `Array`, `Optional` and tests of JSON values."""
     if isinstance(template, Optional):
-        if state is not None and state != {}:
+        empty = isinstance(template.template, Mapping) and isinstance(state, Mapping) and not state
+        if state is not None and not empty:
             check_state(state, template.template, where)
     elif isinstance(template, Array):
         template.check(state, where)
@@ -168,7 +169,7 @@ def check_state(state: Any, template: Any, where: str = "") -> None:
             if key not in template:
                 raise Damaged(f"it has no place for {_join(where, key)!r:.99}")
             check_state(state[key], template[key], _join(where, key))
-    elif not template(state):
+    elif template(state) is not True:  # where a test meets an array, == gives an array, which has no truth value
         raise Damaged(f"{where} has a value that does not fit")
 
 
@@ -188,7 +189,7 @@ def is_count(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """A number of ordinary size, or NaN."""
-    return (type(value) in (int, float) and abs(value) < 2.0**1000) or value != value
+    return type(value) in (int, float) and (abs(value) < 2.0**1000 or value != value)
 
 
 def is_flag(value: Any) -> bool:

@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.checks import UserError
 from distill.process import TrainingBatch
 from distill.settings import CreditSettings, LossSettings, RunSettings
 from distill.state import Array, Optional, is_count, is_generator
 from distill.student import Direction, StepResult
 from envs.registry import find
-from envs.rewards import Reward, require_first_order
+from envs.rewards import REWARDS, Reward
 
 
 @dataclass
@@ -76,9 +77,11 @@ class Credit(ABC):
 
     Attributes:
         by_row: whether it gives `row_credit` or `teacher_advantage`, in every step or in some.
+        first_order: whether it explains gains of V, and so needs a reward that is one.
     """
 
     by_row: ClassVar[bool] = True
+    first_order: ClassVar[bool] = False
 
     def __init__(self, settings: CreditSettings, reward: Reward) -> None:
         self.settings, self.reward, self.process = settings, reward, reward.process
@@ -132,9 +135,10 @@ class Influence(Credit):
     step over later ones, so there they are of the gain's order, not of its size.
     """
 
+    first_order = True
+
     def __init__(self, settings: CreditSettings, reward: Reward) -> None:
         super().__init__(settings, reward)
-        require_first_order(reward, settings.name)
         self.steps = 0
         self.rng = np.random.default_rng(0)
         self.direction: Direction | None = None
@@ -260,17 +264,23 @@ CREDITS: dict[str, type[Credit]] = {"shared": Shared, "influence": Influence, "c
 
 
 def make_credit(settings: CreditSettings, reward: Reward) -> Credit:
-    """The estimator that the settings name; `with_credit` has replaced `auto`.
-
-    Raises:
-        UserError: when the reward and the credit do not go together.
-    """
+    """The estimator that the settings name; `with_credit` has replaced `auto`."""
     return find(settings.name, CREDITS, Credit, "credit.name")(settings, reward)  # type: ignore[type-abstract]
 
 
 def with_credit(settings: RunSettings, preferred: str) -> RunSettings:
-    """The settings with `credit.name=auto` replaced: `preferred` for validation_gain, `shared` for any other reward."""
-    if settings.credit.name != "auto":
-        return settings
-    name = preferred if settings.reward.name == "validation_gain" else "shared"
+    """The settings with `credit.name=auto` replaced: `preferred` where the reward is a gain of V, else `shared`.
+
+    Raises:
+        UserError: for an unknown reward or credit, or two that do not go together. Nothing has been built yet.
+    """
+    reward = find(settings.reward.name, REWARDS, Reward, "reward.name")  # type: ignore[type-abstract]
+    name = settings.credit.name
+    if name == "auto":
+        name = preferred if reward.first_order else "shared"
+    if find(name, CREDITS, Credit, "credit.name").first_order and not reward.first_order:  # type: ignore[type-abstract]
+        raise UserError(
+            f"credit.name={name} goes with reward=validation_gain, not with reward={settings.reward.name}; "
+            "give credit.name=shared"
+        )
     return replace(settings, credit=replace(settings.credit, name=name))

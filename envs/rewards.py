@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.checks import UserError
 from distill.data.splits import stratified
 from distill.data.tokens import Batch
 from distill.losses import distillation_loss
@@ -213,12 +212,3 @@ REWARDS: dict[str, type[Reward]] = {
 def make_reward(settings: RewardSettings, process: Distillation) -> Reward:
     """The reward that the settings name."""
     return find(settings.name, REWARDS, Reward, "reward.name")(settings, process)  # type: ignore[type-abstract]
-
-
-def require_first_order(reward: Reward, credit: str) -> None:
-    """Raise `UserError` unless first-order credit can explain the reward."""
-    if not reward.first_order:
-        raise UserError(
-            f"credit.name={credit} goes with reward=validation_gain, not with reward={reward.settings.name}; "
-            "give credit.name=shared"
-        )

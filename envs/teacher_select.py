@@ -85,7 +85,7 @@ class Interface:
         self.core.check_fingerprint(tree, "this state")
         interface = tree.get("interface")
         kind = interface.get("kind") if isinstance(interface, dict) else None
-        if kind in ("single", "vector") and kind != self._own_state()["kind"]:
+        if isinstance(kind, str) and kind in ("single", "vector") and kind != self._own_state()["kind"]:
             raise UserError(f"this state is of the {kind} environment; give it to one")
         own = {**self._own_template(), "env_rng": is_generator}
         check_state(tree, {**self.core.state_template(), "interface": own})

@@ -21,8 +21,8 @@ import torch
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from test_cli import REINFORCE, SMALL, assert_one_line, command, edited, files_task, small_teachers, tree
 
-import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
+from agents.experiment.launch import launch
 from configs import compose
 from distill.checks import UserError
 from distill.models.build import fresh_classifier, word_tokenizer
@@ -138,7 +138,7 @@ def probs(
         rows = [{"id": f"train{i}", "bad": 0.5, "fine": 0.25, "great": 0.25} for i in range(ids)]
         rows = change(rows) or rows
         (place / name).write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-        return [f"teachers.pool=[{{name: llm, probs: {place / name}}}]"]
+        return [f"teachers.pool=[{{name: llm, kind: predictions, path: {place / name}}}]"]
 
     return write
 
@@ -148,7 +148,7 @@ def teacher(change: Callable[[Path], Any] = lambda folder: None, **more: Any) ->
 
     def write(place: Path) -> list[str]:
         change(place / "model")
-        spec = {"name": "t", "path": str(place / "model"), "fitted": True, "max_length": 16} | more
+        spec = {"name": "t", "kind": "checkpoint", "path": str(place / "model"), "max_length": 16} | more
         inner = ", ".join(f"{k}: {json.dumps(v)}" for k, v in spec.items() if v is not None)
         return [f"teachers.pool=[{{{inner}}}]"]
 
@@ -194,7 +194,7 @@ def first(rows: list[dict[str, Any]], **cells: Any) -> None:
 
 
 def pool(count: int) -> str:
-    return "teachers.pool=[" + ", ".join(f"{{name: t{i}}}" for i in range(count)) + "]"
+    return "teachers.pool=[" + ", ".join(f"{{name: t{i}, kind: finetune}}" for i in range(count)) + "]"
 
 
 # --- the catalogue, one line a case -----------------------------------------------------------------------------------
@@ -271,8 +271,8 @@ PROBABILITIES: dict[str, Case] = {
     "a class too many": (probs(lambda rows: [r | {"odd": 0.0} for r in rows]), ["teacher llm", "4 class columns", "has 3"]),
     "a class of another name": (probs(lambda rows: [{"awful" if k == "bad" else k: v for k, v in r.items()} for r in rows]), ["teacher llm", "no column for label 'bad'", "awful"]),
     "an empty file": (lambda p: probs(name="llm.jsonl", ids=0)(p), ["teacher llm", "llm.jsonl"]),
-    "no such file": (nothing("teachers.pool=[{name: llm, probs: gone.csv}]"), ["gone.csv", "No such file"]),
-    "a pickle": (nothing("teachers.pool=[{name: llm, probs: probs.pkl}]"), ["probs.pkl", ".csv"]),
+    "no such file": (nothing("teachers.pool=[{name: llm, kind: predictions, path: gone.csv}]"), ["gone.csv", "No such file"]),
+    "a pickle": (nothing("teachers.pool=[{name: llm, kind: predictions, path: probs.pkl}]"), ["probs.pkl", ".csv"]),
 }
 
 TEACHERS_GIVEN: dict[str, Case] = {
@@ -288,7 +288,7 @@ TEACHERS_GIVEN: dict[str, Case] = {
     "weights of other shapes": (teacher(config(hidden_size=16)), ["teacher t", "could not be loaded"]),
     "NaN weights": (teacher(weights(lambda w: w["classifier.weight"].fill_(torch.nan))), ["teacher t", "NaN or infinite", "classifier.weight"]),
     "NaN logits": (teacher(weights(lambda w: [w[f"classifier.{n}"].fill_(3e38) for n in ("weight", "bias")])), ["t:", "NaN or infinite outputs", "broken"]),
-    "no head": (teacher(weights(lambda w: [w.pop(n) for n in ("classifier.weight", "classifier.bias")])), ["teacher t", "not a fine-tuned classifier", "fitted=false"]),
+    "no head": (teacher(weights(lambda w: [w.pop(n) for n in ("classifier.weight", "classifier.bias")])), ["teacher t", "not a fine-tuned classifier", "kind=finetune"]),
     "no config": (teacher(without("config.json")), ["teacher t", "no config.json", "save_pretrained"]),
     "a config that is none": (teacher(lambda f: (f / "config.json").write_text("[")), ["teacher t", "not a transformers configuration"]),
     "a config of no known model": (teacher(lambda f: (f / "config.json").write_text('{"model_type": "x"}')), ["teacher t", "not a transformers configuration"]),
@@ -296,24 +296,27 @@ TEACHERS_GIVEN: dict[str, Case] = {
     "no such folder": (teacher(path="./gone"), ["teacher t", "no folder ./gone"]),
     "no such package": (teacher(path="package:no_such/model"), ["teacher t", "no_such", "pip install"]),
     "more tokens than positions": (teacher(max_length=64), ["teacher t", "max_length=64", "32 positions"]),
-    "more layers than there are": (teacher(fitted=False, layers=3), ["teacher t", "layers=3", "only 1"]),
-    "path and probs": (teacher(fitted=False, probs="llm.csv"), ["teacher t", "path or probs"]),
-    "fitted without a path": (teacher(path=None), ["teacher t", "fitted=true needs path"]),
-    "an unknown pool": (nothing("teachers.pool=[{name: t, pool: film}]"), ["teacher t", "no pool 'film'"]),
+    "more layers than there are": (teacher(kind="finetune", layers=3), ["teacher t", "layers=3", "only 1"]),
+    "path and probs": (teacher(kind=None, probs="llm.csv"), ["teacher t", "path or probs"]),
+    "a checkpoint without a path": (teacher(path=None), ["teacher t", "kind=checkpoint needs path"]),
+    "fitted without a path": (teacher(kind=None, path=None, fitted=True), ["teacher t", "fitted=true needs path"]),
+    "a setting of another kind": (teacher(epochs=3), ["teacher t", "kind=checkpoint", "'epochs'", "kind=finetune"]),
+    "an unknown kind": (teacher(kind="oracle"), ["teacher t", "oracle", "checkpoint"]),
+    "an unknown pool": (nothing("teachers.pool=[{name: t, kind: finetune, pool: film}]"), ["teacher t", "no pool 'film'"]),
     "33 teachers": (nothing(pool(33)), ["teachers.pool has 33", "at most 32"]),
     "no teacher": (nothing("teachers.pool=[]"), ["teachers.pool is empty"]),
-    "two of one name": (nothing("teachers.pool=[{name: t}, {name: t}]"), ["teachers.pool", "must differ"]),
-    "a name that climbs": (nothing("teachers.pool=[{name: ../t}]"), ["teacher name='../t'", "cannot name a folder"]),
-    "a name with a root": (nothing("teachers.pool=[{name: /t}]"), ["teacher name='/t'", "cannot name a folder"]),
-    "share 0": (nothing("teachers.pool=[{name: t, share: 0}]"), ["teacher t", "share=0.0", "(0, 1]"]),
-    "a rate that is no number": (nothing("teachers.pool=[{name: t, lr: nan}]"), ["teacher t", "lr=nan"]),
-    "a negative seed": (nothing("teachers.pool=[{name: t, seed: -1}]"), ["teacher t", "seed=-1"]),
-    "an unknown key": (nothing("teachers.pool=[{name: t, ephocs: 3}]"), ["teachers", "ephocs"]),
-    "an unknown key of a model": (nothing("teachers.pool=[{name: t, config: {hiden_size: 3}}]"), ["teacher t", "hiden_size", "did you mean hidden_size"]),
-    "heads that do not divide": (nothing("teachers.pool=[{name: t, config: {hidden_size: 10, num_attention_heads: 3}}]"), ["teacher t", "makes no BERT model"]),
-    "a width below zero": (nothing("teachers.pool=[{name: t, config: {hidden_size: -8}}]"), ["teacher t", "makes no BERT model"]),
-    "a width in words": (nothing("teachers.pool=[{name: t, config: {hidden_size: wide}}]"), ["teacher t", "makes no BERT model"]),
-    "an unknown activation": (nothing("teachers.pool=[{name: t, config: {hidden_act: glue}}]"), ["teacher t", "makes no BERT model"]),
+    "two of one name": (nothing("teachers.pool=[{name: t, kind: finetune}, {name: t, kind: finetune}]"), ["teachers.pool", "must differ"]),
+    "a name that climbs": (nothing("teachers.pool=[{name: ../t, kind: finetune}]"), ["teacher name='../t'", "cannot name a folder"]),
+    "a name with a root": (nothing("teachers.pool=[{name: /t, kind: finetune}]"), ["teacher name='/t'", "cannot name a folder"]),
+    "share 0": (nothing("teachers.pool=[{name: t, kind: finetune, share: 0}]"), ["teacher t", "share=0.0", "(0, 1]"]),
+    "a rate that is no number": (nothing("teachers.pool=[{name: t, kind: finetune, lr: nan}]"), ["teacher t", "lr=nan"]),
+    "a negative seed": (nothing("teachers.pool=[{name: t, kind: finetune, seed: -1}]"), ["teacher t", "seed=-1"]),
+    "an unknown key": (nothing("teachers.pool=[{name: t, kind: finetune, ephocs: 3}]"), ["teacher t", "ephocs", "did you mean epochs"]),
+    "an unknown key of a model": (nothing("teachers.pool=[{name: t, kind: finetune, config: {hiden_size: 3}}]"), ["teacher t", "hiden_size", "did you mean hidden_size"]),
+    "heads that do not divide": (nothing("teachers.pool=[{name: t, kind: finetune, config: {hidden_size: 10, num_attention_heads: 3}}]"), ["teacher t", "makes no BERT model"]),
+    "a width below zero": (nothing("teachers.pool=[{name: t, kind: finetune, config: {hidden_size: -8}}]"), ["teacher t", "makes no BERT model"]),
+    "a width in words": (nothing("teachers.pool=[{name: t, kind: finetune, config: {hidden_size: wide}}]"), ["teacher t", "makes no BERT model"]),
+    "an unknown activation": (nothing("teachers.pool=[{name: t, kind: finetune, config: {hidden_act: glue}}]"), ["teacher t", "makes no BERT model"]),
     "more folds than instances": (nothing("teachers.folds=20", "task.train_limit=40"), ["teachers.folds=20", "fewer folds"]),
     "folds and nothing to fold": (lambda p: [*teacher()(p), "teachers.folds=2"], ["teachers.folds=2", "use 0"]),
 }
@@ -352,16 +355,16 @@ CONFIGS: dict[str, Case] = {
     "an unknown optimiser": (nothing("student.optimizer=adam"), ["student.optimizer=adam", "did you mean adamw"]),
     "a student of no width": (nothing("++student.config={hidden_size: 0}"), ["student", "makes no BERT model"]),
     "a student longer than its positions": (nothing("student.max_length=64", "+student.config.max_position_embeddings=16"), ["student", "max_length=64", "16 positions"]),
-    "a student that is not there": (nothing("student=path", "student.path=./gone"), ["student", "./gone"]),
-    "a student of NaN": (lambda p: (weights(lambda w: w["classifier.weight"].fill_(torch.nan))(p / "model") or ["student=path", f"student.path={p / 'model'}", "student.max_length=16"]), ["student", "NaN or infinite", "classifier.weight"]),
-    "a student of too many layers": (nothing("student=truncate", "student.path=model", "student.layers=9", "student.max_length=16"), ["student", "layers=9", "only 1"]),
+    "a student that is not there": (nothing("student=checkpoint", "student.config=null", "student.path=./gone"), ["student", "./gone"]),
+    "a student of NaN": (lambda p: (weights(lambda w: w["classifier.weight"].fill_(torch.nan))(p / "model") or ["student=checkpoint", "student.config=null", f"student.path={p / 'model'}", "student.max_length=16"]), ["student", "NaN or infinite", "classifier.weight"]),
+    "a student of too many layers": (nothing("student=truncate", "student.config=null", "student.path=model", "student.layers=9", "student.max_length=16"), ["student", "layers=9", "only 1"]),
     "an encoder of no width": (nothing("encoder.dim=0"), ["encoder.dim=0", "positive"]),
-    "an encoder of no tokens": (nothing("encoder.kind=transformer", "encoder.path=model", "encoder.max_length=0"), ["encoder.max_length=0"]),
-    "an encoder longer than its positions": (nothing("encoder.kind=transformer", "encoder.path=model"), ["encoder", "max_length=128", "32 positions"]),
+    "an encoder of no tokens": (nothing("encoder.kind=transformer", "encoder.dim=null", "encoder.path=model", "encoder.max_length=0"), ["encoder.max_length=0"]),
+    "an encoder longer than its positions": (nothing("encoder.kind=transformer", "encoder.dim=null", "encoder.path=model"), ["encoder", "max_length=128", "32 positions"]),
     "an unknown part of the state": (nothing("observation.parts=[teacher]"), ["observation.parts=teacher", "teacher_probs"]),
     "no state": (nothing("observation.parts=[]"), ["observation.parts is empty"]),
     "a reward measured never": (nothing("reward.every=0"), ["reward.every=0", "positive"]),
-    "a credit of another reward": (nothing("reward=paper1", "reward.credit=influence"), ["reward.credit=influence", "validation_gain"]),
+    "a credit of another reward": (nothing("reward=paper1", "credit.name=influence"), ["credit.name=influence", "validation_gain", "credit.name=shared"]),
     "a task that climbs": (nothing("task.name=../x"), ["task.name='../x'", "cannot name a folder"]),
     "a student that climbs": (nothing("student.name=../x"), ["student.name='../x'", "cannot name a folder"]),
     "a pool that climbs": (nothing("teachers.name=/x"), ["teachers.name='/x'", "cannot name a folder"]),
@@ -417,7 +420,7 @@ FINE: dict[str, Callable[[Path], list[str] | None]] = {
     "a text of signs nobody knows": edit("train.csv", "film", "\u202e\U0001f9ea\ufffd"),
     "labels that look like nothing": lambda p: ([edited(p, f"{r}.csv", "bad", "NaN") or (p / f"{r}.csv").write_text((p / f"{r}.csv").read_text().replace(",bad", ",NaN")) for r in ("train", "test")] and None),
     "one teacher": teacher(),
-    "32 teachers": lambda p: ["teachers.pool=[" + ", ".join(f"{{name: t{i}, path: {p / 'model'}, fitted: true, max_length: 16}}" for i in range(32)) + "]"],
+    "32 teachers": lambda p: ["teachers.pool=[" + ", ".join(f"{{name: t{i}, kind: checkpoint, path: {p / 'model'}, max_length: 16}}" for i in range(32)) + "]"],
     "a file of probabilities alone": probs(),
     "certain probabilities": probs(lambda rows: [r | {"bad": 1.0, "fine": 0.0, "great": 0.0} for r in rows]),
     "a batch of everything": nothing("task.reward_size=10", "task.dev_size=10", "budget.batch_size=70"),
@@ -506,7 +509,7 @@ def test_before_reset_and_after_close(tiny_overrides, make):
     env.close()
     env.close()  # twice is fine
     for call in (lambda: env.unwrapped.step(action), lambda: env.unwrapped.reset(seed=0)):
-        with pytest.raises(ClosedEnvironmentError, match="closed: make another one"):
+        with pytest.raises(ClosedEnvironmentError, match="closed: make a new one"):
             call()
 
 
@@ -542,13 +545,14 @@ def test_bad_input_through_the_scripts(place, script, spoil, words):
 
 @pytest.mark.parametrize("key", ["task.name", "agent.name"])
 @pytest.mark.parametrize("name", ["../../climbed", "/climbed", ".."])
-def test_a_name_that_climbs_is_refused_before_any_folder_is_made(monkeypatch, capsys, key, name):
+def test_a_name_that_climbs_is_refused_before_any_folder_is_made(monkeypatch, capsys, tmp_path, key, name):
     """The run's folder is named after the task and the agent, and Hydra makes it before a script sees anything."""
     monkeypatch.setattr(sys, "argv", ["reinforce.py", f"{key}={name}"])
-    monkeypatch.setattr(configs, "main", lambda **_: pytest.fail("Hydra was reached"))
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        configs.launch(lambda config: None)
+        launch(lambda config: pytest.fail("the script was reached"))
     assert stop.value.code == 2
+    assert not list(tmp_path.iterdir())
     assert capsys.readouterr().err == (
         f"error: {key}={name!r} cannot name a folder: use up to 64 letters, digits, '.', '_' or '-'\n"
     )

@@ -50,7 +50,7 @@ def inside(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
     """The same within this process, which has the imports behind it; the run's folder is `tmp_path/out/run`."""
     from agents import reinforce
     from agents.experiment.launch import launch
-    from distill import teachers
+    from distill.teachers import __main__ as teachers
 
     programs = {tuple(REINFORCE): lambda: launch(reinforce.run), tuple(TEACHERS): teachers.main}
 
@@ -90,7 +90,7 @@ WIDTHS = (
 def small_teachers(epochs: int = 4) -> str:
     """Two teachers that are fine-tuned on the task itself."""
     rest = f"config: {WIDTHS}, max_length: 16, lr: 0.01, batch_size: 16, epochs: {epochs}"
-    return f"teachers.pool=[{', '.join(f'{{name: t{i}, seed: {i}, {rest}}}' for i in range(2))}]"
+    return f"teachers.pool=[{', '.join(f'{{name: t{i}, kind: finetune, seed: {i}, {rest}}}' for i in range(2))}]"
 
 
 SMALL = [
@@ -100,7 +100,7 @@ SMALL = [
     "budget.steps=6",
     "budget.evals=2",
     "reward.every=2",
-    "reward.direction_size=8",
+    "credit.size=8",
 ]
 
 
@@ -263,11 +263,11 @@ def test_a_second_run_fits_no_teacher(first, second):
 
 @pytest.mark.parametrize("credit", ["shared", "influence"])
 def test_credits(inside, tiny_overrides, credit):
-    done = inside(*tiny_overrides, *SHORT, f"agent.credit={credit}", "agent.joint=continue", "agent.oracle=false")
+    done = inside(*tiny_overrides, *SHORT, f"credit.name={credit}", "agent.joint=continue", "agent.oracle=false")
     assert (done.code, done.err) == (0, "")
     assert_fits(done.results, SCHEMA)
     assert "oracle" not in done.results
-    assert f"credit: {credit}" in (done.folder / "config.yaml").read_text()
+    assert f"name: {credit}" in (done.folder / "config.yaml").read_text()
 
 
 def test_own_files_with_three_string_labels(inside, tmp_path):
@@ -296,10 +296,14 @@ def test_teachers_command(tiny_overrides, home_of_runs, first, tmp_path):
 def test_help_names_the_settings(inside, script):
     done = inside("--help", script=script)
     assert (done.code, done.err) == (0, "")
-    for word in ("task=bundled", "data_dir", "seed", "device", "threads", "budget.steps", "hydra.run.dir"):
+    words = ("data_dir", "task", "teachers") if script == TEACHERS else ("data_dir", "seed", "device", "threads")
+    for word in words:
         assert word in done.out
-    for group in ("task", "teachers", "student", "reward", "observation", "experiment"):
-        assert re.search(rf"^{group}:", done.out, re.MULTILINE), group
+    if script == REINFORCE:
+        for word in ("budget.steps", "hydra.run.dir", "credit.name", "agent.lr"):
+            assert word in done.out
+        for group in ("task", "teachers", "student", "reward", "observation", "experiment"):
+            assert re.search(rf"^  {group}: ", done.out, re.MULTILINE), group
 
 
 # --- a user's mistakes ------------------------------------------------------------------------------------------------
@@ -313,7 +317,7 @@ def wrong_classes(folder: Path) -> str:
         vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, num_labels=5
     )
     BertForSequenceClassification(config).save_pretrained(folder / "five")
-    return f"teachers.pool=[{{name: five, path: {folder / 'five'}, fitted: true}}]"
+    return f"teachers.pool=[{{name: five, path: {folder / 'five'}, kind: checkpoint}}]"
 
 
 def probabilities(folder: Path, cell: str, header: str = "id,bad,fine,great") -> str:
@@ -322,7 +326,7 @@ def probabilities(folder: Path, cell: str, header: str = "id,bad,fine,great") ->
     rest = header.count(",") - 1
     rows = [f"train{i},{cell if i == 5 else 1 - 0.2 * rest:},{other}" for i in range(90)]
     (folder / "llm.csv").write_text("\n".join([header, *rows]) + "\n")
-    return f"teachers.pool=[{{name: llm, probs: {folder / 'llm.csv'}}}]"
+    return f"teachers.pool=[{{name: llm, kind: predictions, path: {folder / 'llm.csv'}}}]"
 
 
 def edited(folder: Path, name: str, old: str, new: str) -> None:
@@ -346,17 +350,23 @@ SETTINGS = {
     "batch size": (["budget.batch_size=0"], ["budget.batch_size=0", "positive"]),
     "steps": (["budget.steps=-5"], ["budget.steps=-5"]),
     "seed": (["seed=-1"], ["seed=-1"]),
-    "credit": (["agent.credit=inflence"], ["agent.credit=inflence", "did you mean influence"]),
+    "credit": (["credit.name=inflence"], ["credit.name=inflence", "did you mean influence"]),
     "reward": (["reward.every=0"], ["reward.every=0"]),
-    "credit of a reward": (["reward=paper1"], ["agent.credit=counterfactual", "reward=paper1", "agent.credit=shared"]),
+    "credit of a reward": (
+        ["reward=paper1", "credit.name=counterfactual"],
+        ["credit.name=counterfactual", "reward=paper1", "credit.name=shared"],
+    ),
     "agent of another script": (["agent=ppo"], ["agent=ppo", "agents/sb3.py"]),
     "observation": (["observation.parts=[encodr]"], ["encodr", "did you mean encoder"]),
     "device": (["device=cuda:9"], ["device=cuda:9"]),
     "kind of device": (["device=tpu"], ["device=tpu", "cuda"]),
-    "no teachers": (["teachers=own"], ["teachers.pool", "fitted"]),
-    "two teachers of one name": (["teachers=own", "teachers.pool=[{name: a}, {name: a}]"], ["teachers.pool", "a, a"]),
-    "no student path": (["student=path"], ["student.path"]),
-    "no such teacher": (["teachers.pool=[{name: a, path: ./gone, fitted: true}]"], ["teacher a", "./gone"]),
+    "no teachers": (["teachers=own"], ["teachers.pool", "kind: checkpoint"]),
+    "two teachers of one name": (
+        ["teachers=own", "teachers.pool=[{name: a, kind: finetune}, {name: a, kind: finetune}]"],
+        ["teachers.pool", "a, a"],
+    ),
+    "no student path": (["student=checkpoint"], ["student.path"]),
+    "no such teacher": (["teachers.pool=[{name: a, kind: checkpoint, path: ./gone}]"], ["teacher a", "./gone"]),
     "no files": (["task=files"], ["task.train", "task.test"]),
     "no GLUE folder": (["task=mrpc", "data_dir=/no/such/data"], ["/no/such/data/MRPC/train.tsv"]),
 }
@@ -426,7 +436,7 @@ def test_a_missing_student_is_found_before_any_teacher_is_trained(inside, tmp_pa
         *files_task(tmp_path),
         "teachers=fresh",
         small_teachers(),
-        "student=path",
+        "student=checkpoint",
         "student.path=/no/such/folder",
     ]
     assert_one_line(inside(*arguments, f"home={tmp_path / 'home'}"), ["student", "/no/such/folder"])
@@ -447,7 +457,7 @@ def test_a_run_folder_that_was_there_stays(inside, tmp_path, inner):
     (tmp_path / "mine").mkdir()
     if inner:
         (tmp_path / "mine" / inner).touch()
-    assert_one_line(inside("agent.credit=inflence", folder=tmp_path / "mine"), ["agent.credit=inflence"])
+    assert_one_line(inside("credit.name=inflence", folder=tmp_path / "mine"), ["credit.name=inflence"])
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == (
         ["mine", f"mine/{inner}"] if inner else ["mine"]
     )
@@ -459,7 +469,7 @@ def test_a_bug_keeps_its_traceback(inside, monkeypatch):
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(runs, "run_folder", broken)
+    monkeypatch.setattr(runs, "start", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         inside(*SMALL, "task.corpus={train: 50, reward: 10, dev: 10, test: 10, pool: 20}", small_teachers())
 

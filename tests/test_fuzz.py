@@ -1,7 +1,7 @@
-"""Every parser against what nobody would write: it reads it, or refuses it in one line, and nothing else.
+"""Every parser with random input: it reads it, or refuses it in one line; anything else is an error.
 
 Each fuzzer runs briefly here; `FUZZ_SECONDS=300 pytest -m slow tests/test_fuzz.py` runs all of them, that long in total.
-What was found stays as `@example`.
+Inputs that once failed are kept as `@example`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agents import compare
-from configs import compose
+from agents.cell import entry_settings
 from distill import cache
 from distill.checks import UserError
 from distill.data.load import load_task
 from distill.data.splits import Split, Task
-from distill.settings import ProcessSettings, TaskSettings, TeacherSettings
-from distill.teachers.sources import FileTeacher
-from envs.teacher_select import Core
+from distill.settings import RunSettings, TaskSettings
+from distill.teachers.predictions import FileTeacher
+from envs.teacher_select import TeacherSelectVectorEnv
 
 pytestmark = pytest.mark.faults
 BRIEF = hypothesis.settings(max_examples=25)
@@ -36,13 +35,13 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def reads(parse: Callable[[], Any]) -> Any:
-    """What `parse` gives, or None where it refuses in one line."""
+    """What `parse` returns, or None if it refuses in one line."""
     try:
         return parse()
     except UserError as error:
-        told = str(error)
-    assert len(told.splitlines()) == 1, told
-    assert 10 < len(told) <= 1000
+        message = str(error)
+    assert len(message.splitlines()) == 1, message
+    assert 10 < len(message) <= 1000
     return None
 
 
@@ -166,8 +165,7 @@ def probability_file(given: tuple[str, bytes]) -> None:
     suffix, content = given
 
     def parse(folder: Path) -> np.ndarray:
-        spec = TeacherSettings(name="llm", probs=str(folder / f"p{suffix}"))
-        return FileTeacher(spec, TASK).compute(TASK.splits["train"])
+        return FileTeacher("llm", folder / f"p{suffix}", TASK).compute(TASK.splits["train"])
 
     logits = in_file(f"p{suffix}", content, parse)
     if logits is not None:
@@ -175,7 +173,7 @@ def probability_file(given: tuple[str, bytes]) -> None:
         np.testing.assert_allclose(np.exp(logits).sum(1), 1, atol=2e-3)
 
 
-# --- JSON of our own --------------------------------------------------------------------------------------------------
+# --- manifests --------------------------------------------------------------------------------------------------
 
 
 def manifest(content: bytes) -> None:
@@ -194,7 +192,7 @@ MANIFESTS = st.binary(max_size=60) | st.fixed_dictionaries(
 WORDS = st.sampled_from(
     [
         *("control", "reinforce", "ppo", "single:film", "single:", "best_single", "agent.lr=1", "agent.lr=", "+a.b=1", "~agent"),
-        *("reward=paper1", "reward=x", "agent.credit=shared", "agent={a: [1}", "hydra.run.dir=x", "loss.alpha=nan", "--help"),
+        *("reward=paper1", "reward=x", "credit.name=shared", "credit=x", "agent={a: [1}", "hydra.run.dir=x", "loss.alpha=nan", "--help"),
         *("agent=ppo", "a=${b}", "agent.lr=${oc.env:HOME}", "agent.name=../x", "seed=-1", "student@x=tiny", "'", '"', "\\"),
     ]
 )  # fmt: skip
@@ -203,30 +201,24 @@ ENTRIES = st.lists(WORDS | st.text(max_size=10), min_size=1, max_size=3).map(" "
 
 def entry(given: str) -> None:
     """One of compare.py's agents=[...], with settings of its own."""
-    settings = ProcessSettings.from_config(BASE)
     if not given.split():
         return  # refused by `plan` before
-    config = reads(lambda: compare.entry_config(given, [], settings))
-    assert config is None or {"task", "agent", "reward"} <= config.keys()
-
-
-BASE = compose()
+    settings = reads(lambda: entry_settings(given, []))
+    assert settings is None or isinstance(settings, RunSettings)
+    if settings is not None:
+        assert settings.credit.name != "auto"
+        assert RunSettings.from_config(settings.to_config()) == settings
 
 
 # --- states -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def core(tiny_config) -> Core:
-    made = Core(tiny_config("reward.credit=influence", "observation=student"))
-    made.begin(0)
+def env(tiny_config) -> TeacherSelectVectorEnv:
+    made = TeacherSelectVectorEnv(config=tiny_config("credit.name=influence", "observation=student"))
+    made.reset(seed=0)
     made.step(np.ones((8, 4), np.int8))
     return made
-
-
-def snapshot(core: Core) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0).bit_generator.state
-    return core.state({"env_rng": rng, "running": True, "restart": True})
 
 
 ODD = st.sampled_from(
@@ -237,9 +229,9 @@ ODD = st.sampled_from(
 )  # fmt: skip
 
 
-def state(core: Core) -> Callable[[Any], None]:
-    """A state of which one array, or one fact, is another. Refused, it has moved nothing; taken, it can be gone on from."""
-    good = snapshot(core)
+def state(env: TeacherSelectVectorEnv) -> Callable[[Any], None]:
+    """A state with one array or one fact replaced. If it is refused, nothing has changed; else the episode can continue."""
+    good = env.get_state()
 
     def check(given: tuple[int, str, Any, Any]) -> None:
         number, how, odd, fact = given
@@ -266,18 +258,18 @@ def state(core: Core) -> Callable[[Any], None]:
                 group = group[key]
             group[key] = fact
             bad["facts"] = np.array(json.dumps(facts))
-        if reads(lambda: core.set_state(bad)) is None:
-            after = snapshot(core)
+        if reads(lambda: env.set_state(bad) or True) is None:
+            after = env.get_state()
             assert after.keys() == good.keys()
             for key, value in good.items():
                 np.testing.assert_array_equal(after[key], value, err_msg=key)
         else:
-            fork = core.fork()
-            if not fork.process.done and fork.failure is None and fork.process.current is not None:
+            fork = env.core.fork()
+            if not fork.process.done and fork.failure is None and fork.process.batch is not None:
                 observations, rewards, *_ = fork.step(np.ones((8, 4), np.int8))
                 assert fork.observe.space.contains(observations[0])
                 assert np.isfinite(rewards).all()
-            core.set_state(good)
+            env.set_state(good)
 
     return check
 
@@ -321,7 +313,8 @@ def test_manifests(content):
 @given(ENTRIES)
 @example("reinforce ~agent")
 @example("control ~agent")
-@example("reinforce ~hints.selector_lr")
+@example("reinforce ~agent.lr")
+@example("reinforce credit=x")
 @example("reinforce ~task.name")
 def test_entries_of_a_comparison(text):
     entry(text)
@@ -329,13 +322,36 @@ def test_entries_of_a_comparison(text):
 
 @hypothesis.settings(max_examples=40)
 @given(STATES)
-def test_states(core, given):
-    state(core)(given)
+def test_states(env, given):
+    state(env)(given)
+
+
+@pytest.mark.parametrize(
+    "part", ["process/rows", "process/cuda_rng", "credit/direction", "interface/kind", "failure", "credit/steps"]
+)
+@pytest.mark.parametrize("odd", [{}, [], "x", {"$": "process/stream/queue"}, {"$": "nothing"}], ids=str)
+def test_each_fact_of_a_state(env, part, odd):
+    """Arrays where a value belongs, and values where an array belongs."""
+    good = env.get_state()
+    facts = json.loads(str(good["facts"]))
+    group, *path = facts, *part.split("/")
+    for key in path[:-1]:
+        group = group[key]
+    group[path[-1]] = odd
+    kept = {"facts": np.array(json.dumps(facts)), **{k: v for k, v in good.items() if k != part and k != "facts"}}
+    taken = reads(lambda: env.set_state({k: v for k, v in kept.items() if not k.startswith(f"{part}/")}) or True)
+    assert taken is None or (part, odd) in [("credit/direction", {}), ("failure", "x")]
+    if taken is None:
+        after = env.get_state()
+        assert after.keys() == good.keys()
+        for key, value in good.items():
+            np.testing.assert_array_equal(after[key], value, err_msg=key)
+    env.set_state(good)
 
 
 @pytest.mark.slow
-def test_for_long(core, record_property):
-    """All fuzzers in turn, anew drawn each round, for FUZZ_SECONDS."""
+def test_for_long(env, record_property):
+    """All fuzzers in turn, with new examples each round, for FUZZ_SECONDS."""
     seconds = float(os.environ.get("FUZZ_SECONDS", "300"))
     targets: list[tuple[Callable[[Any], None], Any]] = [
         (table, FILES),
@@ -343,7 +359,7 @@ def test_for_long(core, record_property):
         (probability_file, probabilities() | FILES),
         (manifest, MANIFESTS),
         (entry, ENTRIES),
-        (state(core), STATES),
+        (state(env), STATES),
     ]
     started, round_, cases = time.monotonic(), 0, [0]
     while time.monotonic() < started + seconds:

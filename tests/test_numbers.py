@@ -1,4 +1,4 @@
-"""Numbers that are none: a loss, gradient or reward that is not finite ends the episode or the run, and says so."""
+"""Numbers that are not finite: such a loss, gradient or reward ends the episode or the run with a message."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import torch
 from gymnasium.error import ResetNeeded
 
 import distill.process
-import envs
-from agents import compare, reinforce, sb3
+from agents import reinforce, sb3
 from agents.experiment import runs
+from agents.experiment.grid import Cell, run_grid
+from agents.rules import make_rule
 from distill.checks import NotFinite, UserError
 from distill.process import Distillation
-from distill.settings import ProcessSettings
+from distill.settings import PARTS, RunSettings
 from distill.student import Student
-from envs.observations import PARTS
+from envs.core import Core
 from envs.rewards import FAILED
 
 pytestmark = pytest.mark.faults
@@ -58,7 +59,8 @@ def vector(tiny_overrides) -> Callable[..., Any]:
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("clip", [1.0, 0.0])
 @pytest.mark.parametrize(
-    "reward", ["reward.credit=shared", "reward.credit=influence", "reward=paper1", "reward=paper3"]
+    "reward",
+    ["credit.name=shared", "credit.name=influence", "credit.name=counterfactual", "reward=paper1", "reward=paper3"],
 )
 def test_a_diverging_learning_rate_ends_the_vector_episode(vector, optimizer, clip, reward):
     more = [f"student.optimizer={optimizer}", f"student.clip={clip}", reward]
@@ -123,7 +125,7 @@ def test_a_failed_student_is_never_continued(vector, student):
     assert env.observation_space.contains(info["final_obs"])
     assert torch.equal(weights(env), start)
     if student == "restart":
-        assert env.validate(env.trajectory()) == 0.0, "a failure replays like everything else"
+        assert env.validate(env.trajectory()) == 0.0, "a failed episode can be replayed too"
     assert env.observation_space.contains(env.step(EVERYONE)[0]) or env.core.failure
 
 
@@ -182,7 +184,7 @@ def test_a_gradient_that_is_no_number(vector, clip):
 def test_a_reward_that_is_no_number(vector, monkeypatch, bad):
     env = vector(autoreset_mode="disabled")
     env.reset(seed=0)
-    monkeypatch.setattr(env.core.reward, "measure", lambda: bad)
+    monkeypatch.setattr(env.core.reward, "measure", lambda *_: bad)
     assert not env.step(EVERYONE)[2].any(), "not measured yet: reward.every=2"
     _, rewards, terminated, _, info = env.step(EVERYONE)
     assert terminated.all()
@@ -192,7 +194,7 @@ def test_a_reward_that_is_no_number(vector, monkeypatch, bad):
 
 
 def test_no_device_is_waited_for_between_measurements(vector, monkeypatch):
-    """Off the CPU a step must not look at what it has computed; whoever waits for the device anyway does."""
+    """Off the CPU a step must not read what it has computed; the next call that waits for the device anyway does."""
     env = vector("reward.every=3", autoreset_mode="disabled")
     env.reset(seed=0)
     student, looks = env.core.process.student, []
@@ -205,7 +207,6 @@ def test_no_device_is_waited_for_between_measurements(vector, monkeypatch):
 
     def step(self: Student, *args: Any) -> Any:
         here, self.device = self.device, Elsewhere()  # only while the step decides whether to look
-        monkeypatch.setattr(self, "_autocast", lambda: torch.autocast("cpu", enabled=False), raising=False)
         try:
             return true_step(self, *args)
         finally:
@@ -230,44 +231,47 @@ def test_no_device_is_waited_for_between_measurements(vector, monkeypatch):
 def test_a_warm_start_that_diverges_is_not_kept(tiny_config, home):
     before = set((home / "warm").glob("*/")) if (home / "warm").is_dir() else set()
     with pytest.raises(UserError, match=r"student\.lr=1e\+30; lower student\.lr") as caught:
-        Distillation(ProcessSettings.from_config(tiny_config("student.lr=1e30")))
+        Distillation(RunSettings.from_config(tiny_config("student.lr=1e30")))
     one_line(str(caught.value))
     assert {p for p in (home / "warm").glob("*/") if not p.name.startswith(".")} == before
     assert not list((home / "warm").glob(".*.building"))
 
 
-def test_weights_that_left_the_numbers_at_the_last_step_are_not_kept(tiny_config, monkeypatch):
-    """Every loss and gradient was finite; what the optimiser made of them is not."""
+def test_weights_that_are_not_finite_after_the_last_step_are_not_kept(tiny_config, monkeypatch):
+    """Every loss and gradient was finite; the weights that the optimiser made of them are not."""
     true_apply = Student.apply_gradients
 
-    def apply(self: Student) -> None:
-        true_apply(self)
+    def apply(self: Student) -> torch.Tensor | None:
+        clip = true_apply(self)
         if self.steps == self.budget:
             self.params[0].data.view(-1)[0] = math.inf
+        return clip
 
     monkeypatch.setattr(Student, "apply_gradients", apply)
     with pytest.raises(NotFinite, match=r"after step 3 "):
-        Distillation(ProcessSettings.from_config(tiny_config("budget.warm_steps=3", "seed=77")))
+        Distillation(RunSettings.from_config(tiny_config("budget.warm_steps=3", "seed=77")))
 
 
 def test_a_teacher_that_diverges_is_named_and_not_kept(tiny_overrides, tiny_config, tmp_path):
     pool = next(o for o in tiny_overrides if o.startswith("teachers.pool"))
     broken = pool.replace("lr: 1.0e-2", "lr: 1.0e+30", 1)
-    with pytest.raises(UserError, match=r"^teacher film: fine-tuning left .* with lr=1e\+30; lower its lr$"):
-        Distillation(ProcessSettings.from_config(tiny_config(broken, f"home={tmp_path}")))
+    with pytest.raises(
+        UserError, match=r"^teacher film: fine-tuning gave .* not finite .* with lr=1e\+30; lower its lr$"
+    ):
+        Distillation(RunSettings.from_config(tiny_config(broken, f"home={tmp_path}")))
     assert not [p for p in (tmp_path / "teachers").iterdir() if p.is_dir()]
     assert not (tmp_path / "signals").exists()
 
 
 def test_a_fixed_rule_that_diverges(tiny_config):
-    core = envs.teacher_select.Core(tiny_config(*DIVERGING))
-    rule = compare.make_rule("control", core, 0)
+    core = Core(tiny_config(*DIVERGING))
+    rule = make_rule("control", core, 0)
     with pytest.raises(NotFinite, match=r"student\.lr=1e\+30"):
         runs.follow(core, rule, 0, "control")
 
 
 def test_an_evaluation_that_is_no_number(tiny_config):
-    process = Distillation(ProcessSettings.from_config(tiny_config()))
+    process = Distillation(RunSettings.from_config(tiny_config()))
     process.begin(0)
     with torch.no_grad():
         process.student.params[-1].fill_(math.nan)
@@ -277,7 +281,7 @@ def test_an_evaluation_that_is_no_number(tiny_config):
 
 RUNS = {
     "reinforce": (reinforce.learn, [], r"student\.lr=1e\+30"),
-    "reinforce shared": (reinforce.learn, ["agent.credit=shared"], r"student\.lr=1e\+30"),
+    "reinforce shared": (reinforce.learn, ["credit.name=shared"], r"student\.lr=1e\+30"),
     "ppo": (sb3.learn, ["agent=ppo"], r"student\.lr=1e\+30"),
     "td3": (sb3.learn, ["agent=td3"], r"student\.lr=1e\+30"),
 }
@@ -286,7 +290,7 @@ RUNS = {
 @pytest.mark.parametrize(("learn", "more", "message"), RUNS.values(), ids=RUNS)
 def test_a_run_whose_student_diverges(tiny_config, tmp_path, learn, more, message):
     with pytest.raises(UserError, match=message) as caught:
-        learn(tiny_config(*DIVERGING, *more), tmp_path)
+        learn(RunSettings.from_config(tiny_config(*DIVERGING, *more)), tmp_path)
     one_line(str(caught.value))
     assert not (tmp_path / "policy.safetensors").exists()
 
@@ -294,28 +298,31 @@ def test_a_run_whose_student_diverges(tiny_config, tmp_path, learn, more, messag
 @pytest.mark.parametrize(("agent", "more"), [("ppo", "n_steps=2"), ("a2c", "n_steps=2"), ("sac", "learning_starts=8")])
 def test_a_run_whose_policy_diverges(tiny_config, tmp_path, agent, more):
     with pytest.raises(UserError, match=r"the policy's weights .* agent\.lr=1e\+29; lower agent\.lr") as caught:
-        sb3.learn(tiny_config(f"agent={agent}", "agent.lr=1e29", f"agent.params.{more}"), tmp_path)
+        sb3.learn(
+            RunSettings.from_config(tiny_config(f"agent={agent}", "agent.lr=1e29", f"++agent.params.{more}")), tmp_path
+        )
     one_line(str(caught.value))
     assert not (tmp_path / "policy.safetensors").exists()
 
 
 def test_a_selector_that_diverges(tiny_config, tmp_path, monkeypatch):
-    """Adam bounds its steps whatever the learning rate, so an advantage that is no number stands for one too high."""
+    """Adam bounds its steps at any learning rate, so an advantage that is not finite takes the place of a rate too high."""
     true = reinforce.surrogate
     monkeypatch.setattr(reinforce, "surrogate", lambda *args: true(*args) * math.nan)
     with pytest.raises(
-        UserError, match=r"the selector's numbers .* after step 2 with agent\.lr=0\.05; lower"
+        UserError, match=r"the selector's weights are not finite after step 2 with agent\.lr=0\.05; lower"
     ) as caught:
-        reinforce.learn(tiny_config("agent.warmup=2"), tmp_path)
+        reinforce.learn(RunSettings.from_config(tiny_config("agent.warmup=2")), tmp_path)
     one_line(str(caught.value))
     assert not (tmp_path / "policy.safetensors").exists()
 
 
 @pytest.mark.parametrize("entry", ["control", "reinforce"])
-def test_a_cell_that_diverges_is_told_in_one_line(tiny_config, tmp_path: Path, entry):
-    cell = compare.Cell(entry, 0, tiny_config(*DIVERGING), str(tmp_path / "cell"), "")
-    done = compare._attempt(cell)
-    assert set(done) == {"error"}
-    one_line(done["error"], "student.lr=1e+30")
+def test_a_cell_that_diverges_is_reported_in_one_line(tiny_config, tmp_path: Path, entry):
+    cell = Cell(entry, 0, RunSettings.from_config(tiny_config(*DIVERGING)), str(tmp_path / "cell"), "")
+    results, errors = run_grid([cell], 1)
+    assert results == []
+    assert set(errors) == {cell.label}
+    one_line(errors[cell.label], "student.lr=1e+30")
     assert not (tmp_path / "cell" / "result.json").exists()
-    assert not (tmp_path / "cell" / "error.txt").exists(), "no traceback: it is no bug"
+    assert not (tmp_path / "cell" / "error.txt").exists(), "a mistake in the settings, so no traceback"

@@ -1,6 +1,6 @@
-"""Nothing that is read is run: pickles and code planted wherever a file is looked for stay what they are.
+"""No file that is read is executed: pickles and code are planted wherever a file is looked for.
 
-That the report shows text as text is tested in a browser, in tests/agents/test_report.py.
+tests/agents/test_report.py tests in a browser that the report shows text as text.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ import pandas as pd
 import pytest
 from test_bad_input import build, checkpoint, place, teacher  # noqa: F401  the first two names are fixtures
 
-from agents import compare, report
+from agents import compare
+from agents.experiment import grid
+from agents.experiment.grid import Cell
+from agents.experiment.report import page
 from configs import compose
-from distill import cache, models, signals
+from distill import cache
 from distill.checks import UserError
+from distill.models import loading
 from distill.process import Distillation
-from distill.settings import ProcessSettings
-from envs.teacher_select import Core
+from distill.settings import BagEncoderSettings, CompareSettings, RunSettings
+from distill.teachers import store
+from distill.teachers.encoders import BagEncoder
+from envs.teacher_select import TeacherSelectVectorEnv
 
 pytestmark = pytest.mark.faults
 
@@ -62,7 +68,7 @@ def as_npy(evil: Any) -> bytes:
 
 
 def test_the_payload_is_one(tmp_path):
-    """Else all tests below would pass whatever is done."""
+    """If it were harmless, all tests below would pass in vain."""
     pickle.loads(pickle.dumps(Evil(tmp_path / "one"))).close()
     np.load(io.BytesIO(as_npy(Evil(tmp_path / "two"))), allow_pickle=True)
     assert (tmp_path / "one").exists()
@@ -100,7 +106,7 @@ def test_a_checkpoint_full_of_pickles(place, payload, marker, student, replaced)
         (place / "model" / name).write_bytes(payload)
     more = teacher()(place)
     if student:
-        more = ["student=path", f"student.path={place / 'model'}", "student.max_length=16"]
+        more = ["student=checkpoint", f"student.path={place / 'model'}", "student.max_length=16", "student.config=null"]
     if not replaced:
         build(place, *more)
         return
@@ -137,12 +143,12 @@ MAP = {
 
 @pytest.mark.parametrize("student", [False, True], ids=["teacher", "student"])
 def test_a_checkpoint_with_code_of_its_own_is_refused(place, marker, monkeypatch, student):  # noqa: F811
-    """Neither run nor asked about: at a terminal the library would else wait for a yes."""
+    """It is not run, and nobody is asked: at a terminal the library would wait for a yes."""
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
     with_code(place / "model", marker, "config.json", model_type="own", auto_map=MAP)
     more = teacher()(place)
     if student:
-        more = ["student=path", f"student.path={place / 'model'}", "student.max_length=16"]
+        more = ["student=checkpoint", f"student.path={place / 'model'}", "student.max_length=16", "student.config=null"]
     with pytest.raises(UserError) as error:
         build(place, *more)
     one_line(error, "student" if student else "teacher t", "code of its own, which is never run")
@@ -151,14 +157,14 @@ def test_a_checkpoint_with_code_of_its_own_is_refused(place, marker, monkeypatch
 def test_code_beside_a_known_architecture_is_left_alone(place, marker):  # noqa: F811
     with_code(place / "model", marker, "config.json", auto_map=MAP)
     with_code(place / "model", marker, "tokenizer_config.json", tokenizer_class="Own", auto_map=MAP)
-    assert type(models.load_classifier(place / "model", None, 0, "x")).__module__.startswith("transformers.")
+    assert type(loading.load_classifier(place / "model", None, 0, "x")).__module__.startswith("transformers.")
     build(place, *teacher()(place))
 
 
 @pytest.mark.parametrize("path", ["package:torch/../numpy", "package:torch//etc"])
 def test_a_package_is_not_left(path):
     with pytest.raises(UserError) as error:
-        models.resolve(path, "teacher t")
+        loading.resolve(path, "teacher t")
     one_line(error, "teacher t", path, "leaves its package")
 
 
@@ -166,7 +172,7 @@ def test_a_package_is_not_left(path):
 
 
 def resealed(entry: Path) -> None:
-    """A manifest that says the files are as they should be: what someone who may write to the cache would write."""
+    """Give the entry a manifest that fits its files, as someone with write access to the cache could."""
     manifest = cache.read_sealed(entry / cache.MANIFEST)
     manifest["files"] = {name: cache.file_sha256(entry / name) for name in manifest["files"]}
     manifest["sizes"] = {name: (entry / name).stat().st_size for name in manifest.get("sizes", {})}
@@ -174,7 +180,7 @@ def resealed(entry: Path) -> None:
 
 
 POOL = (
-    "teachers.pool=[{name: film, pool: film, epochs: 1, max_length: 32, "
+    "teachers.pool=[{name: film, kind: finetune, pool: film, epochs: 1, max_length: 32, "
     "config: {hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 8}}]"
 )
 
@@ -183,16 +189,16 @@ POOL = (
 def filled(tiny_config, tmp_path_factory) -> Path:
     """A home with a teacher, signals and a warm start in it."""
     home = tmp_path_factory.mktemp("filled") / "home"
-    Distillation(ProcessSettings.from_config(tiny_config(POOL, f"home={home}")))
+    Distillation(RunSettings.from_config(tiny_config(POOL, f"home={home}")))
     return home
 
 
 @pytest.fixture
-def kept(filled, tiny_config, tmp_path, monkeypatch) -> tuple[ProcessSettings, Path]:
+def kept(filled, tiny_config, tmp_path, monkeypatch) -> tuple[RunSettings, Path]:
     """A copy of it, and the settings that find what is there, as in another process."""
     shutil.copytree(filled, tmp_path / "home")
     monkeypatch.setattr("distill.process._PREPARED", OrderedDict())
-    return ProcessSettings.from_config(tiny_config(POOL, f"home={tmp_path / 'home'}")), tmp_path / "home"
+    return RunSettings.from_config(tiny_config(POOL, f"home={tmp_path / 'home'}")), tmp_path / "home"
 
 
 PLACES = {
@@ -223,7 +229,7 @@ def test_pickles_in_the_cache(kept, payload, marker, entry, name, fits, kind):
     one_line(error)
 
 
-def _read(settings: ProcessSettings) -> None:
+def _read(settings: RunSettings) -> None:
     process = Distillation(settings)
     process.begin(0)
     process.signals.logits(np.arange(len(process.labels)))
@@ -235,7 +241,7 @@ def test_a_pickle_among_the_shards_of_a_build(tmp_path, payload, marker, small_s
     folder.mkdir()
     for content in (payload, as_npy(Evil(marker))):
         (folder / "0-123.npy").write_bytes(content)
-        np.testing.assert_array_equal(signals._shard(source, split, folder, 0), source.compute(split))
+        np.testing.assert_array_equal(store._shard(source, split, folder, 0), source.compute(split))
 
 
 @pytest.fixture
@@ -243,25 +249,25 @@ def small_source() -> Any:
     from distill.data.splits import Split
 
     split = Split("train", np.array(["a", "b"]), [("a lovely film",), ("a dull story",)], np.array([0, 1]))
-    return signals.BagEncoder(4), split
+    return BagEncoder(BagEncoderSettings(dim=4)), split
 
 
 @pytest.mark.parametrize("name", ["result.json", "choices.npz"])
 def test_pickles_in_a_cell(tmp_path, payload, marker, name):
-    cell = compare.Cell("control", 0, {}, str(tmp_path / "cell"), "")
+    cell = Cell("control", 0, RunSettings(), str(tmp_path / "cell"), "")
     folder = tmp_path / "cell"
     folder.mkdir()
     (folder / "result.json").write_text("{}")
     (folder / name).write_bytes(payload)
     if name == "result.json":
         with pytest.raises(UserError) as error:
-            compare.finished(cell)
+            grid.finished(cell)
         one_line(error, str(folder))
         return
     for content in (payload, as_npy(Evil(marker)), as_npz(last=as_npy(Evil(marker)))):
         (folder / name).write_bytes(content)
         with pytest.raises(UserError) as error:
-            report.write(tmp_path / "report", {}, [], {("control", 0): folder}, None)  # type: ignore[arg-type]
+            page.write(tmp_path / "report", {}, [], {("control", 0): folder}, None)  # type: ignore[arg-type]
         one_line(error, str(folder), "choices.npz")
 
 
@@ -289,20 +295,24 @@ def test_pickles_given_as_tables(place, payload, marker, suffix, what):  # noqa:
         contents.append(out.getvalue())
     for content in contents:
         path.write_bytes(content)
-        more = [f"task.train={path}"] if what == "data" else [f"teachers.pool=[{{name: llm, probs: {path}}}]"]
+        more = (
+            [f"task.train={path}"]
+            if what == "data"
+            else [f"teachers.pool=[{{name: llm, kind: predictions, path: {path}}}]"]
+        )
         with pytest.raises(UserError) as error:
             build(place, *more)
         one_line(error, str(path))
 
 
 def test_a_state_of_objects(tiny_config, marker):
-    core = Core(tiny_config())
-    core.begin(0)
-    state = core.state({"env_rng": np.random.default_rng(0).bit_generator.state, "running": True, "restart": True})
-    core.set_state(state)
+    env = TeacherSelectVectorEnv(config=tiny_config())
+    env.reset(seed=0)
+    state = env.get_state()
+    env.set_state(state)
     for name in ("process/rows", "log/actions", "facts"):
         with pytest.raises(UserError) as error:
-            core.set_state({**state, name: np.array([Evil(marker)], object)})
+            env.set_state({**state, name: np.array([Evil(marker)], object)})
         one_line(error, "damaged")
 
 
@@ -310,18 +320,15 @@ def test_a_state_of_objects(tiny_config, marker):
 
 
 def test_cells_stay_in_their_folder(tiny_overrides, tmp_path):
-    """Whatever an entry says, or is refused."""
-    settings = compare.CompareSettings(["single", "reinforce agent.lr=0.1"], 2, None, str(tmp_path))
-    cells = compare.plan(settings, compose(tiny_overrides), tiny_overrides)
-    assert {Path(c.folder).parent for c in cells} == {tmp_path}
-    for entry in ("single:../../x", "../x", "/x"):
+    """An entry that names another place is refused before anything runs."""
+    settings = CompareSettings(agents=["single", "reinforce agent.lr=0.1"], seeds=2, cells=str(tmp_path / "cells"))
+    run = RunSettings.from_config(compose(tiny_overrides))
+    cells = compare.plan(settings, run, tiny_overrides)
+    assert len(cells) == 2 * 6  # control, four single teachers, reinforce
+    assert {Path(c.folder).parent for c in cells} == {tmp_path / "cells"}
+    for entry in ("single:../../x", "../x", "/x", "reinforce agent.name=../x", "control task.name=../x"):
         with pytest.raises(UserError) as error:
-            compare.plan(dataclasses.replace(settings, agents=[entry]), compose(tiny_overrides), tiny_overrides)
-        one_line(error)
-    for entry in ("reinforce agent.name=../x", "control task.name=../x"):  # refused when the cell is run
-        cells = compare.plan(dataclasses.replace(settings, agents=[entry]), compose(tiny_overrides), tiny_overrides)
-        assert {Path(c.folder).parent for c in cells} == {tmp_path}
-        done = compare._attempt(cells[-1])
-        assert "../x" in done["error"]
-        assert len(done["error"].splitlines()) == 1
-        assert [p.name for p in tmp_path.parent.iterdir() if p.name == "x"] == []
+            compare.plan(dataclasses.replace(settings, agents=[entry]), run, tiny_overrides)
+        one_line(error, entry.split()[-1].rpartition("=")[2].removeprefix("single:"))
+    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.parent.iterdir() if p.name == "x"] == []

@@ -181,8 +181,7 @@ class Checkpoints:
                 continue
             what = f"{key}={there[key]} there, {key}={here} here"
             if key == "settings":
-                name = next(k for k in (*there[key], *here) if there[key].get(k) != here.get(k))
-                a, b = (side.get(name) for side in (there[key], here))
+                name, a, b = _first_difference("", there[key], here)
                 what = (
                     f"{name} was {a!r:.99} and is {b!r:.99} (settings {digest(there[key])} there, {digest(here)} here)"
                 )
@@ -239,6 +238,16 @@ class Stage:
 
     def _write(self, steps: int, finished: bool, parts: dict[str, Any]) -> None:
         self.run.write(self.name, steps, {"finished": finished, "parts": state_of(parts)})
+
+
+def _first_difference(name: str, a: Any, b: Any) -> tuple[str, Any, Any]:
+    """The full name of the first value in which two settings `a` and `b`, called `name`, differ, and both values."""
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        a, b = dict(enumerate(a)), dict(enumerate(b))
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return name, a, b
+    key = next(k for k in (*a, *b) if a.get(k) != b.get(k))
+    return _first_difference(f"{name}.{key}" if name else str(key), a.get(key), b.get(key))
 
 
 def report(message: str) -> None:

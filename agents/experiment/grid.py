@@ -117,7 +117,7 @@ class _Process:
     def __init__(self, place: int, cell: Cell) -> None:
         self.place, self.cell = place, cell
         self.log: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  read and closed when the process has ended
-        command = [sys.executable, "-m", "agents.cell"]
+        command = [sys.executable, "-m", "agents.cell", str(os.getpid())]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self.log)
         assert self.process.stdin is not None
         with suppress(BrokenPipeError), self.process.stdin as pipe:

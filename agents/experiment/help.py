@@ -9,6 +9,7 @@ from typing import Any
 
 from distill.settings import (
     ENCODER_KINDS,
+    SB3_DEFAULTS,
     STUDENT_KINDS,
     TEACHER_KINDS,
     CompareSettings,
@@ -66,7 +67,8 @@ def help_text(config: str, script: str) -> str:
 def options(group: str) -> list[str]:
     """The names of a group's options."""
     folder = resources.files("configs") / group
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+    names = {p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")}
+    return sorted(names | set(SB3_DEFAULTS if group == "agent" else ()))  # not every algorithm has a file
 
 
 def settings_of(cls: type, path: str = "") -> Iterator[tuple[str, str, Any, str]]:

@@ -14,15 +14,16 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, redirect_stdout, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra import main
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -41,6 +42,8 @@ def launch(run: Callable[[dict[str, Any]], None], config: str = "config") -> Non
     """Run `run(configuration)` with the command line's settings over those of `configs/<config>.yaml`."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's errors arrive here instead of being printed there
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if str(Path.cwd()) not in sys.path:  # import paths such as reward.name=my_module:MyReward may name a module here
+        sys.path.append(str(Path.cwd()))
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         print(help_text(config, Path(sys.argv[0]).name))
@@ -62,6 +65,24 @@ def launch(run: Callable[[dict[str, Any]], None], config: str = "config") -> Non
             _fail(UserError(f"hydra.run.dir={place} cannot be written ({error.strerror}); name another folder"))
 
 
+class NewFolders(Callback):
+    """Hydra's callback before it makes the run's folder: remembers which folders do not exist yet."""
+
+    made: ClassVar[list[Path]] = []
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Note the run's folder and those above it, innermost first, as far as Hydra will make them."""
+        folder = Path(config.hydra.run.dir).absolute()
+        NewFolders.made = [place for place in (folder, *folder.parents) if not place.exists()]
+
+    @classmethod
+    def remove(cls) -> None:
+        """Remove them again, as far as they are empty."""
+        with suppress(OSError):
+            for place in cls.made:
+                place.rmdir()
+
+
 def _job(run: Callable[[dict[str, Any]], None], cfg: DictConfig) -> None:
     """One job: the script itself, or one of a sweep."""
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -70,7 +91,7 @@ def _job(run: Callable[[dict[str, Any]], None], cfg: DictConfig) -> None:
             _check_resume(cfg)
             run(configs.resolved(cfg))
     except UserError as error:
-        _remove_empty(folder)
+        NewFolders.remove()
         _fail(error)
     except Interrupted as told:
         name = signal.Signals(told.number).name
@@ -78,7 +99,7 @@ def _job(run: Callable[[dict[str, Any]], None], cfg: DictConfig) -> None:
         raise SystemExit(128 + told.number) from None
     finally:
         if not parallel.is_first():
-            _remove_empty(folder)
+            NewFolders.remove()
 
 
 @lru_cache(maxsize=1)
@@ -135,14 +156,3 @@ def _resume_line() -> str:
 def _fail(error: UserError) -> None:
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove the run's folder, and those above it, as far as they are empty; the current folder stays."""
-    try:
-        for place in (folder, *folder.parents):
-            if place == Path.cwd():
-                return
-            place.rmdir()
-    except OSError:
-        return

@@ -1,10 +1,11 @@
-"""Whole runs in processes of their own, stopped by a signal at a moment that is known; forked from a server that has the imports."""
+"""Whole runs in processes of their own, stopped by a signal at a known moment. They are forked from a process that has the imports."""
 
 from __future__ import annotations
 
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -16,16 +17,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def context() -> ForkServerContext:
-    """Processes that begin with everything imported and nothing run."""
+    """Processes that start with everything imported and nothing run."""
     fork = multiprocessing.get_context("forkserver")
     fork.set_forkserver_preload(["agents.reinforce", "agents.sb3", "agents.compare", "sb3_contrib"])
     return fork
 
 
-def _tell_at(event: int, delay: float, number: int) -> None:
+def _signal_at(event: int, delay: float, number: int) -> None:
     """Send this process a signal some time after the event-th gradient step of any model, or pass of a teacher over a split."""
     from distill.student import Student
-    from distill.teachers.sources import ModelTeacher
+    from distill.teachers.checkpoint import ModelTeacher
 
     count = 0
 
@@ -52,21 +53,20 @@ def _play(script: str, arguments: list[str], log: str, moment: tuple[int, float,
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(ROOT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     if moment:
-        _tell_at(*moment)
+        _signal_at(*moment)
     from tqdm.auto import tqdm
 
     from agents import reinforce
     from agents.experiment.launch import launch
 
-    reinforce.SHOWN_EVERY = 1  # every step's curve is compared
-    tqdm.set_lock(threading.RLock())  # its own would be left behind by a process that is killed
+    reinforce.EVENTS_EVERY = 1  # so that the curve of every step is compared
+    tqdm.set_lock(threading.RLock())  # tqdm's own lock would stay behind when the process is killed
     module = importlib.import_module(f"agents.{script}")
     sys.orig_argv = ["python", f"agents/{script}.py", *arguments]
     sys.argv = sys.orig_argv[1:]
-    launch(
-        module.run, *(["agent=ppo"] if script == "sb3" else []), config="compare" if script == "compare" else "config"
-    )
+    launch(module.run, config={"reinforce": "config"}.get(script, script))
     sys.stdout.flush()
 
 

@@ -1,9 +1,10 @@
-"""agents/compare.py: cells are found again, failures stay alone, and the table says what the cells hold."""
+"""agents/compare.py: finished cells are found again, one failure stops no other cell, and the table agrees with the cells."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -17,8 +18,11 @@ import pytest
 from compare_helpers import AGENTS, ROOT, command
 
 from agents import compare
-from agents.experiment import stats
+from agents.experiment import grid as grid_module
+from agents.experiment import stats, tables
+from agents.experiment.grid import Cell, run_grid
 from distill.checks import UserError
+from distill.settings import CompareSettings, RunSettings
 
 
 def result(seed: int, agent: str, accuracy: float, loss: float = 0.5) -> dict:
@@ -40,7 +44,7 @@ def test_rows_hold_paired_differences(tmp_path, capsys):
     ours, theirs = [0.8, 0.82, 0.9], [0.7, 0.78, 0.79]
     results = [result(s, "control", v, 0.6) for s, v in enumerate(theirs)]
     results += [result(s, "a", v) for s, v in enumerate(ours)] + [result(0, "late", 0.1)]
-    control, a, late = compare.summarise(results, "test")
+    control, a, late = tables.summarise(results, "test")
     pair = stats.paired(np.array(ours), np.array(theirs))
     assert a["difference_accuracy"]["mean"] == pytest.approx(pair.mean)
     assert a["difference_accuracy"]["interval"] == pytest.approx(pair.interval)
@@ -49,9 +53,9 @@ def test_rows_hold_paired_differences(tmp_path, capsys):
     assert a["p_holm"] == pytest.approx(pair.p)  # the only one with a p
     assert "difference_accuracy" not in control
     assert late["difference_accuracy"] == {"mean": pytest.approx(-0.6), "interval": None, "p": None}
-    compare.print_rows([control, a, late], "a title")
+    tables.print_rows([control, a, late], "a title")
     assert "a title" in capsys.readouterr().out
-    compare.write_csv(tmp_path / "t.csv", [control, a, late])
+    tables.write_csv(tmp_path / "t.csv", [control, a, late])
     lines = list(csv.DictReader((tmp_path / "t.csv").open()))
     assert [line["agent"] for line in lines] == ["control", "a", "late"]
     assert float(lines[1]["difference_accuracy_low"]) == pytest.approx(pair.interval[0])
@@ -60,9 +64,9 @@ def test_rows_hold_paired_differences(tmp_path, capsys):
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def planned(tiny_config, overrides, *agents: str, seeds: int = 1, cells: str = "cells") -> list[compare.Cell]:
-    settings = compare.CompareSettings(agents=list(agents), seeds=seeds, cells=cells)
-    return compare.plan(settings, tiny_config(*overrides), [*overrides])
+def planned(tiny_config, overrides, *agents: str, seeds: int = 1, cells: str = "cells") -> list[Cell]:
+    settings = CompareSettings(agents=list(agents), seeds=seeds, cells=cells)
+    return compare.plan(settings, RunSettings.from_config(tiny_config(*overrides)), [*overrides])
 
 
 def test_control_is_always_there_and_singles_are_spelt_out(tiny_config, tiny_overrides):
@@ -76,10 +80,16 @@ def test_a_cell_is_named_by_all_it_depends_on(tiny_config, tiny_overrides):
 
     control, learnt = folders()
     assert folders() == [control, learnt]
-    assert folders("reward.every=3")[0] == control  # a fixed rule earns no reward
-    assert folders("reward.every=3")[1] != learnt
+    for unread in ("reward.every=3", "reward=paper1", "credit.size=3", "observation=student", "policy=mlp"):
+        assert folders(unread)[0] == control, unread  # a fixed rule reads neither reward nor state
+        assert folders(unread)[1] != learnt, unread
+    assert folders("reward.every=3", agent="headroom")[1] != folders(agent="headroom")[1]
+    assert folders("observation=student", agent="mtkd_rl")[1] != folders(agent="mtkd_rl")[1]
+    assert folders("reward.every=3", agent="mtkd_rl")[1] == folders(agent="mtkd_rl")[1]
     assert folders("student.lr=0.1")[0] != control
-    assert folders("home=/elsewhere") == [control, learnt]
+    assert folders("budget.steps=7")[0] != control
+    assert folders("home=/elsewhere") == folders("data_dir=/elsewhere") == [control, learnt]
+    assert folders("threads=2")[0] != control  # threads change the last digits
     assert folders(agent="reinforce agent.lr=0.3")[1] != learnt
 
 
@@ -89,11 +99,13 @@ def test_a_cell_is_named_by_all_it_depends_on(tiny_config, tiny_overrides):
         (["reinfroce"], "agents: entry=reinfroce is not known.*did you mean reinforce"),
         (["single:hotels"], "single: teacher=hotels"),
         (["ppo agent.pull=1"], "agent.pull is not a known setting"),
-        (["reinforce agent.credit=each"], "agent.credit=each"),
+        (["reinforce agent.credit=each"], "agent.credit is not a known setting"),
+        (["reinforce credit.name=each"], "credit.name=each"),
+        (["my_rules:Mine"], "rule=my_rules:Mine cannot be imported"),
         ([" "], "empty entry"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(tiny_config, tiny_overrides, agents, message):
+def test_mistakes_are_reported_before_anything_runs(tiny_config, tiny_overrides, agents, message):
     with pytest.raises(UserError, match=message):
         planned(tiny_config, tiny_overrides, *agents)
 
@@ -106,7 +118,7 @@ def test_an_agents_settings_belong_into_its_entry(tiny_config, tiny_overrides):
 # --- whole grids ------------------------------------------------------------------------------------------------------
 
 
-def tables(folder: Path) -> dict:
+def table_of(folder: Path) -> dict:
     found = json.loads((folder / "comparison.json").read_text())["tables"]
     for rows in found.values():
         for row in rows:
@@ -142,25 +154,17 @@ def run_again(cell: dict[str, Any], folder: Path, *more: str) -> dict[str, Any]:
     return result
 
 
-def test_a_cells_line_gives_the_cell_again(grid, tiny_overrides, tmp_path):
-    _, cells = grid
-    first = json.loads(next(cells.glob("reinforce-seed1-*/result.json")).read_text())
-    again = run_again(first, tmp_path, "threads=1")
-    for key in ("dev", "test", "selection", "curve", "selection_curve"):
-        assert again[key] == first[key]
+def test_a_cells_line_gives_the_cell_again_from_empty_caches(grid, tmp_path):
+    """Teachers, signals and warm start are made anew, and the result is the same to the bit."""
+    first = json.loads(next(grid[1].glob("reinforce-seed1-*/result.json")).read_text())
+    again = run_again(first, tmp_path, "threads=1", f"home={tmp_path / 'home'}", "report=false")
+    assert list((tmp_path / "home" / "teachers").glob("*/manifest.json"))
+    assert again.keys() == first.keys()
+    for key in first.keys() - {"cost", "reproduce", "files", "seal"}:
+        assert again[key] == first[key], key
 
 
-def test_a_committed_cell_comes_out_again(tmp_path):
-    """From an empty cache by its own line. To the digit on the kind of processor it was measured on; others round otherwise."""
-    study = json.loads((ROOT / "benchmarks/results/study-bundled.json").read_text(encoding="utf-8"))
-    first = next(c for c in study["cells"] if c["agent"] == "labels" and c["seed"] == 1)
-    again = run_again(first, tmp_path, f"home={tmp_path / 'home'}", "report=false")
-    assert again["selection"] == first["selection"]
-    assert again["test"]["loss"] == pytest.approx(first["test"]["loss"], abs=0.03)
-    assert again["test"]["accuracy"] == pytest.approx(first["test"]["accuracy"], abs=0.02)
-
-
-def test_a_killed_grid_goes_on_and_ends_alike(grid, tiny_overrides, tmp_path):
+def test_a_killed_grid_continues_and_ends_the_same(grid, tiny_overrides, tmp_path):
     """SIGKILL twice, each time after a further cell; then the same table as undisturbed, finished cells untouched."""
     arguments = [*tiny_overrides, "threads=1", AGENTS, "seeds=2", "jobs=1", f"cells={tmp_path / 'cells'}"]
     line = command(*arguments, folder=tmp_path / "run")
@@ -176,7 +180,7 @@ def test_a_killed_grid_goes_on_and_ends_alike(grid, tiny_overrides, tmp_path):
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cells").glob("*/result.json")}
     subprocess.run(line, check=True, capture_output=True, timeout=500)
     assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
-    assert tables(tmp_path / "run") == tables(grid[0])
+    assert table_of(tmp_path / "run") == table_of(grid[0])
 
 
 SWEEP = ("threads=1", "agents=[labels]")
@@ -188,7 +192,7 @@ def local(tiny_overrides, tmp_path_factory):
     folder = tmp_path_factory.mktemp("local")
     arguments = [*tiny_overrides, *SWEEP, "seeds=2", f"cells={folder / 'cells'}"]
     subprocess.run(command(*arguments, folder=folder / "run"), check=True, capture_output=True, timeout=500)
-    return tables(folder / "run")
+    return table_of(folder / "run")
 
 
 @pytest.fixture
@@ -223,11 +227,11 @@ def test_a_sweep_of_jobs_fills_the_cells_that_a_local_run_reads(launcher, local,
     read = command(*arguments, "seeds=2", folder=tmp_path / "read")
     subprocess.run(read, check=True, capture_output=True, timeout=500)
     assert all(p.stat().st_mtime_ns == then for p, then in kept.items())
-    assert tables(tmp_path / "read") == local
+    assert table_of(tmp_path / "read") == local
 
 
 def test_one_failing_cell_does_not_stop_the_rest(tiny_overrides, tmp_path):
-    """No specialist for film, so the oracle knows nobody there; the others run."""
+    """No teacher is film's specialist, so there is no oracle; the other cells run."""
     plain = [o for o in tiny_overrides if not o.startswith("teachers.pool")]
     pool = next(o for o in tiny_overrides if o.startswith("teachers.pool")).replace("pool: film", "pool: food")
     arguments = [*plain, pool, "threads=1", "agents=[oracle,labels]", "seeds=1", f"cells={tmp_path / 'cells'}"]
@@ -238,17 +242,70 @@ def test_one_failing_cell_does_not_stop_the_rest(tiny_overrides, tmp_path):
     assert [r["agent"] for r in rows] == ["control", "labels"]
 
 
-def test_a_worker_that_dies_takes_only_its_cell(tmp_path, monkeypatch):
-    cells = [compare.Cell(name, 0, {}, str(tmp_path / name), "") for name in ("dies", "lives")]
-    monkeypatch.setattr(compare, "_attempt", _stand_in)
-    results, errors = compare.run_grid(cells, 1)
+CELL = """
+import os, signal, sys
+from agents.experiment.grid import Cell
+from distill.cache import sealed, write_json
+from pathlib import Path
+cell = Cell.from_json(sys.stdin.read())
+if cell.entry == "dies":
+    os.kill(os.getpid(), signal.SIGKILL)
+if cell.entry == "stops":
+    sys.exit(143)
+if cell.entry == "breaks":
+    raise ZeroDivisionError("a bug")
+if cell.entry == "mistakes":
+    print("a warning", "error: this and that", sep="\\n", file=sys.stderr)
+    sys.exit(2)
+Path(cell.folder).mkdir()
+write_json(Path(cell.folder) / "result.json", sealed({"agent": cell.entry}))
+"""
+
+
+def test_a_process_that_fails_fails_only_its_cell(tiny_config, tmp_path, monkeypatch):
+    """Killed, stopped, a bug, a user's mistake: each is reported in one line, and the other cells run."""
+    settings = RunSettings.from_config(tiny_config())
+    names = ("dies", "stops", "breaks", "mistakes", "lives")
+    cells = [Cell(name, 0, settings, str(tmp_path / name), "") for name in names]
+    (tmp_path / "stand_in.py").write_text(CELL)
+    started = subprocess.Popen
+
+    def stand_in(command: list[str], **options: Any) -> Any:
+        assert command[1:] == ["-m", "agents.cell", str(os.getpid())]
+        return started([sys.executable, str(tmp_path / "stand_in.py")], **options)
+
+    monkeypatch.setattr(grid_module.subprocess, "Popen", stand_in)
+    results, errors = run_grid(cells, 1)
     assert [r["agent"] for r in results] == ["lives"]
-    assert "its process died" in errors["dies, seed 0"]
+    assert errors == {
+        "dies, seed 0": "its process died (signal 9; killed, or out of memory)",
+        "stops, seed 0": "its process was told to stop; start the comparison again to continue",
+        "breaks, seed 0": f"ZeroDivisionError: a bug (traceback in {tmp_path / 'breaks' / 'error.txt'})",
+        "mistakes, seed 0": "this and that",
+    }
+    assert "Traceback" in (tmp_path / "breaks" / "error.txt").read_text()
 
 
-def _stand_in(cell: compare.Cell) -> dict:
-    if cell.entry == "dies":
-        import os
+def test_cells_run_at_the_same_time(tiny_config, tmp_path, monkeypatch):
+    """Never more than `jobs`."""
+    settings = RunSettings.from_config(tiny_config())
+    cells = [Cell(f"c{i}", 0, settings, str(tmp_path / f"c{i}"), "") for i in range(5)]
+    (tmp_path / "stand_in.py").write_text(CELL)
+    started, counts = subprocess.Popen, []
+    running: list[Any] = []
 
-        os.kill(os.getpid(), signal.SIGKILL)
-    return {"agent": cell.entry}
+    def stand_in(command: list[str], **options: Any) -> Any:
+        running.append(started([sys.executable, str(tmp_path / "stand_in.py")], **options))
+        counts.append(sum(p.returncode is None for p in running))
+        return running[-1]
+
+    monkeypatch.setattr(grid_module.subprocess, "Popen", stand_in)
+    results, errors = run_grid(cells, 2)
+    assert [r["agent"] for r in results] == [c.entry for c in cells]
+    assert not errors
+    assert max(counts) == 2
+
+
+def test_a_cell_goes_through_its_text_unchanged(tiny_config, tiny_overrides):
+    for cell in planned(tiny_config, tiny_overrides, "reinforce agent.lr=0.3", "ppo", "single"):
+        assert Cell.from_json(cell.to_json()) == cell

@@ -1,4 +1,4 @@
-"""The environment under other libraries: PPO degenerates to REINFORCE, the zoo trains it, TorchRL accepts its specs."""
+"""The environment in other libraries: PPO reduces to REINFORCE, RL Zoo trains on it, TorchRL accepts its specs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from envs.sb3 import SharedVecEnv
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_reinforce_update_is_the_degenerate_ppo_update(tiny_config) -> None:
+def test_a_reinforce_update_is_a_ppo_update_without_clipping(tiny_config) -> None:
     """One epoch, one full batch, no discounting, no value, no clipping, plain SGD: the same new weights."""
     from stable_baselines3 import PPO
 
-    config = tiny_config("reward.every=1", "reward.credit=influence", "budget.steps=50")
+    config = tiny_config("reward.every=1", "credit.name=influence", "budget.steps=50")
     env = SharedVecEnv(gym.make_vec("envs:TeacherSelect-v0", num_envs=8, config=config))
     rate, steps = 5.0, 3
     model = PPO(

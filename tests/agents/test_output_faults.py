@@ -1,7 +1,8 @@
-"""What a grid's cells and a run's outputs survive: damaged files, full disks, writes that fail."""
+"""Cells of a grid and outputs of a run under faults: damaged files, full disks, writes that fail."""
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import resource
@@ -20,13 +21,17 @@ from compare_helpers import ROOT
 from hypothesis import strategies as st
 
 from agents import compare
+from agents.cell import main as cell_main
+from agents.cell import run_cell
 from agents.experiment.checkpoints import Checkpoints
+from agents.experiment.grid import Cell, finished, run_grid
 from distill.cache import SEAL
 from distill.checks import UserError
+from distill.settings import CompareSettings, RunSettings
 
 pytestmark = pytest.mark.faults
 REFUSED = "set hydra.run.dir to a writable folder"
-RESUME = "make room and go on with resume=true"
+RESUME = "make room and continue with resume=true"
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
@@ -35,35 +40,35 @@ RESUME = "make room and go on with resume=true"
 @pytest.fixture(scope="module")
 def cell(
     tiny_config: Callable[..., dict[str, Any]], tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> compare.Cell:
+) -> Cell:
     """A finished cell."""
     cells = str(tmp_path_factory.mktemp("cells"))
-    settings = compare.CompareSettings(agents=["control"], seeds=1, cells=cells)
-    (cell,) = compare.plan(settings, tiny_config("threads=1"), [*tiny_overrides, "threads=1"])
-    compare.run_cell(cell)
+    settings = CompareSettings(agents=["control"], seeds=1, cells=cells)
+    (cell,) = compare.plan(settings, RunSettings.from_config(tiny_config("threads=1")), [*tiny_overrides, "threads=1"])
+    run_cell(cell)
     return cell
 
 
-def test_a_cell_is_found_as_it_was_written(cell: compare.Cell) -> None:
+def test_a_cell_is_found_as_it_was_written(cell: Cell) -> None:
     folder = Path(cell.folder)
     assert sorted(p.name for p in folder.iterdir()) == ["choices.npz", "result.json"]
     written = json.loads((folder / "result.json").read_text())
-    found = compare.finished(cell)
+    found = finished(cell)
     assert found is not None
     assert found == {key: written[key] for key in written if key not in (SEAL, "files")}
 
 
 @pytest.mark.parametrize("name", ["result.json", "choices.npz"])
 @hypothesis.given(cut=st.booleans(), place=st.integers(0, 10**9), mask=st.integers(1, 255))
-def test_a_damaged_cell_is_never_used(cell: compare.Cell, name: str, cut: bool, place: int, mask: int) -> None:
-    """A flipped byte or a cut: one line before anything runs, or (white space, the seal's name) no fact changed."""
-    path, good = Path(cell.folder) / name, compare.finished(cell)
+def test_a_damaged_cell_is_never_used(cell: Cell, name: str, cut: bool, place: int, mask: int) -> None:
+    """After a flipped byte or a cut: an error before anything runs, unless (white space, the seal's name) no fact changed."""
+    path, good = Path(cell.folder) / name, finished(cell)
     data = path.read_bytes()
     place %= len(data)
     assert good is not None
     try:
         path.write_bytes(data[:place] if cut else data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
-        found, _ = compare.run_grid([cell], 1)
+        found, _ = run_grid([cell], 1)
     except UserError as error:
         told = str(error)
         assert told.startswith(f"cache entry {cell.folder}: ")
@@ -76,20 +81,20 @@ def test_a_damaged_cell_is_never_used(cell: compare.Cell, name: str, cut: bool, 
         path.write_bytes(data)
 
 
-def test_cells_of_before_seals_are_used(cell: compare.Cell, tmp_path: Path) -> None:
-    old = compare.Cell(cell.entry, cell.seed, cell.config, str(tmp_path / "old"), cell.reproduce)
+def test_cells_of_before_seals_are_used(cell: Cell, tmp_path: Path) -> None:
+    old = replace(cell, folder=str(tmp_path / "old"))
     shutil.copytree(cell.folder, old.folder)
     result = json.loads((tmp_path / "old" / "result.json").read_text())
     (tmp_path / "old" / "result.json").write_text(
         json.dumps({k: result[k] for k in result if k not in (SEAL, "files")})
     )
-    assert compare.finished(old) == compare.finished(cell)
+    assert finished(old) == finished(cell)
     (tmp_path / "old" / "result.json").unlink()
-    assert compare.finished(old) is None, "never finished"
+    assert finished(old) is None, "never finished"
 
 
-def test_a_changed_number_stops_the_grid(cell: compare.Cell, tmp_path: Path) -> None:
-    """Not only bytes: whoever wants another number has to say so, by deleting the cell. Nothing runs before."""
+def test_a_changed_number_stops_the_grid(cell: Cell, tmp_path: Path) -> None:
+    """An edited result is reported before anything runs; the way out is to delete the cell."""
     spoilt, todo = (replace(cell, folder=str(tmp_path / name)) for name in ("spoilt", "todo"))
     shutil.copytree(cell.folder, spoilt.folder)
     path = tmp_path / "spoilt" / "result.json"
@@ -99,7 +104,7 @@ def test_a_changed_number_stops_the_grid(cell: compare.Cell, tmp_path: Path) -> 
     with pytest.raises(
         UserError, match=rf"^cache entry {path.parent}: result\.json is damaged; delete {path.parent} to"
     ):
-        compare.run_grid([todo, spoilt], 1)
+        run_grid([todo, spoilt], 1)
     assert not (tmp_path / "todo").exists()
 
 
@@ -107,22 +112,33 @@ def _limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+def _cell_process(text: str, what: str, error_file: str) -> None:
+    """`python -m agents.cell` without the imports: no file may grow above 2000 bytes."""
+    sys.argv, sys.stdin = ["cell"], io.StringIO(text)
+    sys.stderr = open(error_file, "w")  # noqa: SIM115  its process ends
+    if what == "result":
+        Checkpoints.write = lambda *_: None  # type: ignore[method-assign]  they are larger than anything written later
+    _limit(2000)
+    raise SystemExit(cell_main())
+
+
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("what", ["checkpoint", "result"])
-def test_a_cell_that_cannot_be_written_is_one_line(
-    cell: compare.Cell, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In its worker, the others go on; it is not taken for finished, and nothing of its files is there in part."""
+def test_a_cell_that_cannot_be_written_is_one_line(cell: Cell, what: str, tmp_path: Path) -> None:
+    """It does not count as finished, and no file is there in part."""
     todo = replace(cell, folder=str(tmp_path / "cells" / "todo"))
-    if what == "result":
-        monkeypatch.setattr(Checkpoints, "write", lambda *_: None)  # they are larger than anything behind them
-    with multiprocessing.get_context("fork").Pool(1, _limit, (2000,)) as worker:
-        told = worker.apply(compare._attempt, (todo,))
+    error_file = tmp_path / "error"
+    process = multiprocessing.get_context("fork").Process(
+        target=_cell_process, args=(todo.to_json(), what, str(error_file))
+    )
+    process.start()
+    process.join(300)
     checkpoint = f"checkpoint in {todo.folder}/checkpoints cannot be written (File too large); {RESUME}"
     result = f"{tmp_path / 'cells'} cannot be written (File too large); set cells to a writable folder"
-    assert told == {"error": checkpoint if what == "checkpoint" else result}
+    assert lines(error_file.read_text()) == [f"error: {checkpoint if what == 'checkpoint' else result}"]
+    assert process.exitcode == 2
     assert not [p for p in (tmp_path / "cells").rglob("*") if p.is_file()]
-    assert compare.finished(todo) is None
+    assert finished(todo) is None
 
 
 # --- outputs ----------------------------------------------------------------------------------------------------------
@@ -153,7 +169,7 @@ def test_an_output_that_cannot_be_written_is_one_line(limit: int, tiny_overrides
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_a_full_disk_under_a_grids_outputs(cell: compare.Cell, tiny_overrides: list[str], tmp_path: Path) -> None:
+def test_a_full_disk_under_a_grids_outputs(cell: Cell, tiny_overrides: list[str], tmp_path: Path) -> None:
     """The cells stay, and the report does not appear in part."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -176,5 +192,5 @@ def test_a_full_disk_under_a_grids_outputs(cell: compare.Cell, tiny_overrides: l
         assert not list((disk / "run").rglob("*.tmp"))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
-    again = compare.finished(replace(cell, folder=str(Path(cells) / Path(cell.folder).name)))
-    assert again == compare.finished(cell)
+    again = finished(replace(cell, folder=str(Path(cells) / Path(cell.folder).name)))
+    assert again == finished(cell)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.reinforce import Credit, ReinforceSettings, Selector, log_prob, surrogate, train
+from agents.reinforce import Advantages, Selector, log_prob, surrogate, train, update
 from distill.checks import UserError
-from distill.settings import parse
+from distill.settings import ReinforceSettings, RunSettings, parse
 
 K, S = 3, 4
 SUBSETS = torch.tensor(list(itertools.product([0.0, 1.0], repeat=K)), dtype=torch.float64)  # [8,K]
@@ -172,14 +172,10 @@ def test_samples_follow_the_policy_and_their_generator(tiny):
 # --- credit -----------------------------------------------------------------------------------------------------------
 
 
-def credit(kind: str, **more: Any) -> Credit:
-    return Credit(ReinforceSettings(credit=kind, **more))
-
-
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
 def test_influence_credit_is_standardised_over_rows(scale):
     rewards = scale * np.random.default_rng(0).normal(3, 1, 32)
-    found = credit("influence")(rewards, {})
+    found = Advantages(0.9)(rewards, {"row_credit": rewards})
     assert found is not None
     assert found.shape == (32,)
     assert float(found.mean()) == pytest.approx(0, abs=1e-5)
@@ -189,23 +185,30 @@ def test_influence_credit_is_standardised_over_rows(scale):
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
 def test_counterfactual_credit_keeps_signs_and_ratios(scale):
-    influence = (scale * np.random.default_rng(0).normal(0.5, 1, (32, K))).astype(np.float32)
-    found = credit("counterfactual")(np.zeros(32), {"influence": influence})
+    advantage = (scale * np.random.default_rng(0).normal(0.5, 1, (32, K))).astype(np.float32)
+    found = Advantages(0.9)(np.zeros(32), {"teacher_advantage": advantage, "row_credit": np.zeros(32)})
     assert found is not None
     assert found.shape == (32, K)
     assert float(found.std(correction=0)) == pytest.approx(1, rel=1e-5)
-    np.testing.assert_allclose(found.numpy() / influence, 1 / influence.std(dtype=np.float64), rtol=1e-5)
+    np.testing.assert_allclose(found.numpy() / advantage, 1 / advantage.std(dtype=np.float64), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["influence", "counterfactual"])
-def test_nothing_to_tell_apart_gives_finite_advantages(kind):
-    found = credit(kind)(np.full(32, 0.1), {"influence": np.zeros((32, K), np.float32)})
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"row_credit": np.zeros(32)},
+        {"row_credit": np.zeros(32), "teacher_advantage": np.zeros((32, K), np.float32)},
+    ],
+    ids=["influence", "counterfactual"],
+)
+def test_equal_credit_gives_finite_advantages(info):
+    found = Advantages(0.9)(np.full(32, 0.1), info)
     assert found is not None
     assert found.abs().max() < 1e-3
 
 
 def test_a_batch_of_one_row_gives_finite_advantages():
-    found = credit("influence")(np.array([0.3]), {})
+    found = Advantages(0.9)(np.array([0.3]), {"row_credit": np.array([0.3])})
     assert found is not None
     assert found.isfinite().all()
 
@@ -215,7 +218,7 @@ def test_shared_credit_compares_with_a_running_mean():
     gains = rng.normal(0.02, 0.01, 300)
     runs = {}
     for scale in (1.0, 1e4):
-        one = credit("shared")
+        one = Advantages(0.9)
         first, *runs[scale] = [one(np.full(8, scale * g), {"measured": True}) for g in gains]
         assert first is None, "nothing to compare with yet"
         assert all(a is not None and a.shape == (1,) for a in runs[scale])
@@ -236,7 +239,7 @@ def test_shared_credit_compares_with_a_running_mean():
 
 
 def test_shared_credit_waits_for_a_measurement():
-    one = credit("shared")
+    one = Advantages(0.9)
     measured = {"measured": np.ones(8, bool)}
     assert one(np.zeros(8), {}) is None
     assert (one.mean, one.spread, one.count) == (0.0, 0.0, 0)
@@ -255,9 +258,9 @@ def test_shared_credit_waits_for_a_measurement():
 @pytest.mark.parametrize("kind", ["counterfactual", "influence"])
 def test_the_selector_learns_the_best_teacher_of_a_context(kind):
     """Contexts are one-hot with noise; teacher `c` is right in context `c`, every other one does harm."""
-    settings = ReinforceSettings(credit=kind, lr=0.03)
+    settings = ReinforceSettings(lr=0.03)
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    selector, to_advantage = Selector(K, K, settings.bias), Credit(settings)
+    selector, to_advantage = Selector(K, K, settings.bias), Advantages(settings.baseline)
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
 
     def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -270,12 +273,32 @@ def test_the_selector_learns_the_best_teacher_of_a_context(kind):
         states, best = draw(32)
         actions = selector.sample(states, generator)
         worth = np.where(best > 0, 1.0, -0.5).astype(np.float32)
-        advantages = to_advantage((actions * worth).sum(1), {"influence": worth})
-        optimizer.zero_grad()
-        (-surrogate(selector(torch.from_numpy(states)), torch.from_numpy(actions), advantages)).backward()
-        optimizer.step()
+        rewards = (actions * worth).sum(1)
+        info = {"row_credit": rewards, **({"teacher_advantage": worth} if kind == "counterfactual" else {})}
+        advantages = to_advantage(rewards, info)
+        update(selector, optimizer, states, actions, advantages, entropy_weight=0.0)
     states, best = draw(500)
     assert (selector.greedy(states) == best).all(1).mean() > 0.98
+
+
+def test_an_update_is_one_step_up_the_surrogate_and_the_entropy(tiny):
+    """With plain SGD the weights move by lr times the gradient of surrogate + weight * entropy."""
+    selector, _, rewards = tiny
+    selector = selector.float()
+    states = torch.randn(8, S, generator=torch.Generator().manual_seed(1))
+    logits = selector(states)
+    p = torch.sigmoid(logits)
+    entropy = torch.distributions.Bernoulli(p).entropy().mean()
+    objective = surrogate(logits, SUBSETS.float(), rewards.float()) + 0.3 * entropy
+    wanted = [
+        w + 0.5 * g
+        for w, g in zip(selector.parameters(), torch.autograd.grad(objective, list(selector.parameters())), strict=True)
+    ]
+    optimizer = torch.optim.SGD(selector.parameters(), lr=0.5)
+    found = update(selector, optimizer, states.numpy(), SUBSETS.float().numpy(), rewards.float(), entropy_weight=0.3)
+    assert found == pytest.approx(float(entropy.detach()), rel=1e-5)
+    for ours, theirs in zip(selector.parameters(), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 class Recorder:
@@ -292,8 +315,8 @@ class Recorder:
 def test_joint_training(tiny_config: Callable[..., dict[str, Any]], kind):
     from envs.teacher_select import TeacherSelectVectorEnv
 
-    config = tiny_config(f"reward.credit={'shared' if kind == 'shared' else 'influence'}")
-    settings = ReinforceSettings(credit=kind, episodes=3, warmup=2)
+    config = tiny_config(f"credit.name={kind}")
+    settings = ReinforceSettings(episodes=3, warmup=2)
     outcome = []
     for _ in range(2):
         env = TeacherSelectVectorEnv(config=config, autoreset_mode="disabled")
@@ -312,24 +335,11 @@ def test_joint_training(tiny_config: Callable[..., dict[str, Any]], kind):
     assert all(torch.equal(a, outcome[1][0][n]) for n, a in outcome[0][0].items())
 
 
-def test_the_pull_is_towards_all_teachers(tiny_config):
-    """With nothing but the pull at work, the odds of every teacher rise."""
-    from envs.teacher_select import TeacherSelectVectorEnv
-
-    rates = []
-    for pull in (0.0, 100.0):
-        env = TeacherSelectVectorEnv(config=tiny_config("reward.credit=influence"), autoreset_mode="disabled")
-        settings = ReinforceSettings(lr=0.2, episodes=2, warmup=0, pull=pull, schedule="constant")
-        selector, _ = train(env, settings, 7, Recorder())  # type: ignore[arg-type]
-        rates.append(float(torch.sigmoid(selector.units.bias.detach()).mean()))
-    assert rates[1] > max(0.85, rates[0] + 0.05)
-
-
 def test_the_warm_up_is_all_teachers_and_leaves_the_selector_as_it_is(tiny_config, monkeypatch):
     """Learning to repeat it would saturate the units before the first choice is made."""
     from envs.teacher_select import TeacherSelectVectorEnv
 
-    env = TeacherSelectVectorEnv(config=tiny_config("reward.credit=influence"), autoreset_mode="disabled")
+    env = TeacherSelectVectorEnv(config=tiny_config("credit.name=counterfactual"), autoreset_mode="disabled")
     done: list[np.ndarray] = []
     step = env.step
     monkeypatch.setattr(env, "step", lambda actions: (done.append(actions), step(actions))[1])
@@ -345,7 +355,9 @@ def test_a_measurement_answers_the_steps_since_the_last_one(tiny_config, monkeyp
     from agents import reinforce
     from envs.teacher_select import TeacherSelectVectorEnv
 
-    env = TeacherSelectVectorEnv(config=tiny_config(f"reward.every={every}"), autoreset_mode="disabled")
+    env = TeacherSelectVectorEnv(
+        config=tiny_config("credit.name=shared", f"reward.every={every}"), autoreset_mode="disabled"
+    )
     taught: list[tuple[int, np.ndarray]] = []
 
     def spy(logits: Tensor, actions: Tensor, advantages: Tensor) -> Tensor:
@@ -356,7 +368,7 @@ def test_a_measurement_answers_the_steps_since_the_last_one(tiny_config, monkeyp
     step = env.step
     monkeypatch.setattr(reinforce, "surrogate", spy)
     monkeypatch.setattr(env, "step", lambda actions: (done.append(actions), step(actions))[1])
-    train(env, ReinforceSettings(credit="shared", episodes=3, warmup=2), 7, Recorder())  # type: ignore[arg-type]
+    train(env, ReinforceSettings(episodes=3, warmup=2), 7, Recorder())  # type: ignore[arg-type]
     assert {size for size, _ in taught} == {1}
     assert len(done) == 3 * 6
     measured = [t for t in range(18) if (t % 6 + 1) % every == 0 or t % 6 == 5]
@@ -372,7 +384,6 @@ def test_a_measurement_answers_the_steps_since_the_last_one(tiny_config, monkeyp
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("credit", "both"),
         ("joint", "stop"),
         ("lr", 0),
         ("lr", "fast"),
@@ -381,7 +392,9 @@ def test_a_measurement_answers_the_steps_since_the_last_one(tiny_config, monkeyp
         ("warmup", -1),
         ("baseline", 1.0),
         ("entropy", -0.1),
-        ("pull", -0.1),
+        ("schedule", "cosine"),
+        ("pull", 0.1),
+        ("credit", "influence"),
         ("learning_rate", 0.1),
     ],
 )
@@ -389,14 +402,29 @@ def test_wrong_settings_end_in_one_line(key, value):
     with pytest.raises(UserError, match=rf"^agent.*{key}.*$") as error:
         parse(ReinforceSettings, {key: value}, "agent")
     assert "\n" not in str(error.value)
-    assert str(value) in str(error.value) or key == "learning_rate"
+    assert str(value) in str(error.value) or key in ("learning_rate", "pull", "credit")  # unknown keys
 
 
 def test_the_yaml_and_the_code_agree_on_defaults():
     """On a task that chooses no other value; the bundled one does."""
     from configs import compose
 
-    found = parse(ReinforceSettings, compose(["agent=reinforce", "task=mrpc"])["agent"], "agent")
+    found = RunSettings.from_config(compose(["agent=reinforce", "task=mrpc"])).agent
     assert found == ReinforceSettings()
     assert found.lr == 0.005
-    assert parse(ReinforceSettings, compose(["agent=reinforce"])["agent"], "agent").lr > found.lr
+    assert RunSettings.from_config(compose(["agent=reinforce"])).agent.lr > found.lr
+
+
+def test_the_agent_prefers_counterfactual_credit(tiny_config, tmp_path):
+    """credit.name=auto: counterfactual where the reward is a gain of V, shared for the paper's rewards."""
+    from agents import reinforce
+
+    for given, credit in (
+        ((), "counterfactual"),
+        (("reward=paper1",), "shared"),
+        (("credit.name=influence",), "influence"),
+    ):
+        settings = RunSettings.from_config(tiny_config("agent.episodes=1", "agent.warmup=1", *given))
+        core, learnt = reinforce.learn(settings, tmp_path)
+        assert core.settings.credit.name == credit
+        assert [point["episode"] for point in learnt.curve] == [0]

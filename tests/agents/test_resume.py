@@ -1,8 +1,9 @@
-"""A run that was killed or stopped goes on, and ends as one that nobody disturbed: to the bit, at one thread."""
+"""A run that was killed or stopped and is resumed ends as an undisturbed one does: to the bit, at one thread."""
 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,15 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from resume_helpers import ROOT, play
 
+from agents import cell as cell_module
 from agents import compare
+from agents.cell import entry_settings, run_cell
 from agents.experiment import checkpoints
-from agents.experiment.checkpoints import Checkpoints, pack, put_back, unpack
-from agents.experiment.interrupts import Interrupted
+from agents.experiment.checkpoints import Checkpoints
+from agents.experiment.grid import Cell
 from distill.checks import UserError
+from distill.settings import CompareSettings, RunSettings
+from distill.state import load_into, pack, state_of, unpack
 
 pytestmark = pytest.mark.faults
 
@@ -53,9 +57,9 @@ def same(folder: Path, other: Path) -> None:
     assert ours == theirs
 
 
-def goes_on(line: str) -> list[str]:
-    """The arguments of the one command that a stopped run prints."""
-    found = re.findall(r"^stopped by SIG\w+; to go on: python agents/\w+\.py (.*)$", line, re.MULTILINE)
+def resume_words(line: str) -> list[str]:
+    """The arguments of the command that a stopped run prints."""
+    found = re.findall(r"^stopped by SIG\w+; to continue: python agents/\w+\.py (.*)$", line, re.MULTILINE)
     assert len(found) == 1, line
     return shlex.split(found[0])
 
@@ -67,7 +71,7 @@ def arguments(tiny_overrides) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(arguments, tmp_path_factory) -> Path:
-    """A run that nobody disturbs, `run`, and its caches, `home`."""
+    """An undisturbed run, `run`, and its caches, `home`."""
     place = tmp_path_factory.mktemp("undisturbed")
     done = play(place / "run", *arguments, f"home={place / 'home'}")
     assert done.code == 0, done.out
@@ -76,7 +80,7 @@ def undisturbed(arguments, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def warm(undisturbed, arguments, tmp_path) -> list[str]:
-    """Arguments with caches that hold teachers, signals and warm start: a run begins at once with joint training."""
+    """Arguments with caches that hold teachers, signals and warm start: a run starts at once with joint training."""
     shutil.copytree(undisturbed / "home", tmp_path / "home")
     return [*arguments, f"home={tmp_path / 'home'}"]
 
@@ -119,14 +123,14 @@ def test_killed_in_every_phase(phase, arguments, undisturbed, tmp_path) -> None:
     assert phase_at(tmp_path / "run", tmp_path / "home") == phase
     said = resumed(tmp_path / "run", *given)
     if phase in ("joint", "control"):
-        assert f"{phase} goes on at step {event - PHASES[phase][0]}" in said
+        assert f"{phase} continues at step {event - PHASES[phase][0]}" in said
     else:
-        assert "the run begins anew" in said
+        assert "the run starts from its beginning" in said
     same(tmp_path / "run", undisturbed / "run")
 
 
 def random_moments(count: int) -> list[Any]:
-    """Seeded: the phases in turn, within them any event and some milliseconds after it, and how often checkpoints are taken."""
+    """Seeded: the phases in turn, within each a random event and a few milliseconds, and how often checkpoints are written."""
     rng = np.random.default_rng(6)
     out = []
     for i in range(count):
@@ -157,7 +161,7 @@ def test_killed_at_twenty_random_moments(event, delay, every, arguments, undistu
 
 
 def test_killed_again_and_again(warm, undisturbed, tmp_path) -> None:
-    """Events count from each start anew: joint training, then control, the student, the oracle, and while results are made."""
+    """In joint training, then in the control, the student, the oracle, and while results are written. Every start counts its own events."""
     run = tmp_path / "run"
     for i, event in enumerate((7, 9, 5, 6, 5, 4)):
         killed(run, *warm, *(["resume=true"] if i else []), event=event)
@@ -169,13 +173,13 @@ def test_killed_again_and_again(warm, undisturbed, tmp_path) -> None:
     assert [f.name.partition("-")[0] for f in (run / "checkpoints").iterdir()] == ["finished"]
 
 
-def test_a_shared_reward_and_a_student_that_goes_on(warm, tmp_path) -> None:
-    """More to remember: what waits for its reward, the running baseline, and where the last episode ended."""
-    given = [*warm, "agent.credit=shared", "agent.joint=continue", "reward.every=3", "agent.episodes=4"]
+def test_a_shared_reward_and_a_student_that_continues(warm, tmp_path) -> None:
+    """More state: choices without a reward yet, the running baseline, and the student of the last episode."""
+    given = [*warm, "credit.name=shared", "agent.joint=continue", "reward.every=3", "agent.episodes=4"]
     assert play(tmp_path / "whole", *given).code == 0
     killed(tmp_path / "run", *given, event=12)
     killed(tmp_path / "run", *given, "resume=true", event=5)
-    assert "joint goes on at step 15" in resumed(tmp_path / "run", *given)
+    assert "joint continues at step 15" in resumed(tmp_path / "run", *given)
     same(tmp_path / "run", tmp_path / "whole")
     ours, theirs = (events(tmp_path / name)["policy/entropy"] for name in ("run", "whole"))
     assert len(theirs) == 7  # the first reward has nothing to be compared with
@@ -193,7 +197,7 @@ def events(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_events_are_not_doubled(warm, undisturbed, tmp_path) -> None:
     killed(tmp_path / "run", *warm, "checkpoint_every=4", event=11)
-    assert "joint goes on at step 7" in resumed(tmp_path / "run", *warm, "checkpoint_every=4")
+    assert "joint continues at step 7" in resumed(tmp_path / "run", *warm, "checkpoint_every=4")
     ours, theirs = events(tmp_path / "run"), events(undisturbed / "run")
     assert ours.keys() == theirs.keys()
     for tag, seen in theirs.items():
@@ -206,17 +210,17 @@ def test_events_are_not_doubled(warm, undisturbed, tmp_path) -> None:
 
 @pytest.mark.parametrize(("name", "phase"), [("SIGTERM", "joint"), ("SIGINT", "student")])
 def test_stopped(name, phase, warm, undisturbed, tmp_path) -> None:
-    """The step is finished and a checkpoint taken, whatever `checkpoint_every` says; the line that is printed goes on."""
+    """The step ends, a checkpoint is written whatever `checkpoint_every` says, and the line that is printed continues the run."""
     number, event = signal.Signals[name], WARM[phase][0] + 2
     done = play(tmp_path / "run", *warm, "checkpoint_every=1000", moment=(event, 0, number))
     assert done.code == 128 + number == {"SIGTERM": 143, "SIGINT": 130}[name]
-    assert done.out.startswith(f"stopped by {name}; to go on: "), done.out
+    assert done.out.startswith(f"stopped by {name}; to continue: "), done.out
     assert len(done.out.splitlines()) == 1
-    words = goes_on(done.out)
+    words = resume_words(done.out)
     assert words[-2:] == [f"hydra.run.dir={tmp_path / 'run'}", "resume=true"]
     again = play(tmp_path / "run", *words)
     assert again.code == 0, again.out
-    assert f"{phase} goes on at step 3" in again.out
+    assert f"{phase} continues at step 3" in again.out
     same(tmp_path / "run", undisturbed / "run")
 
 
@@ -226,7 +230,7 @@ def test_stopped_where_there_are_no_checkpoints(phase, arguments, undisturbed, t
     event = PHASES[phase][0] + 2
     done = play(tmp_path / "run", *arguments, f"home={home}", moment=(event, 0, signal.SIGTERM))
     assert done.code == 143
-    words = goes_on(done.out)
+    words = resume_words(done.out)
     assert len(done.out.splitlines()) == 1
     assert not list(home.rglob(".*building"))
     again = play(tmp_path / "run", *words)
@@ -235,9 +239,9 @@ def test_stopped_where_there_are_no_checkpoints(phase, arguments, undisturbed, t
 
 
 def test_the_line_works_in_a_shell(undisturbed, arguments, tmp_path) -> None:
-    """From outside, as a user meets it: a folder whose name needs quotes, SIGTERM, and the line as it stands."""
+    """From outside, as a user sees it: a folder whose name needs quotes, SIGTERM, and the line as it was printed."""
     folder = tmp_path / "my runs, first"
-    steps = "budget.steps=2000"  # nobody waits for them
+    steps = "budget.steps=2000"  # more than this test waits for
     command = [sys.executable, "agents/reinforce.py", *arguments, steps, "resume=false"]
     command += [f"home={undisturbed / 'home'}", f"hydra.run.dir='{folder}'"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -249,7 +253,7 @@ def test_the_line_works_in_a_shell(undisturbed, arguments, tmp_path) -> None:
     out, err = run.communicate(timeout=60)
     assert (run.returncode, out) == (143, "")
     assert len(err.splitlines()) == 1
-    line = err.partition("to go on: ")[2].strip()
+    line = err.partition("to continue: ")[2].strip()
     assert line.count("resume=") == 1
     again = subprocess.Popen(
         line, shell=True, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -257,7 +261,7 @@ def test_the_line_works_in_a_shell(undisturbed, arguments, tmp_path) -> None:
     said = again.stderr.readline()
     os.killpg(again.pid, signal.SIGTERM)
     again.communicate(timeout=60)
-    assert re.match(r"joint goes on at step \d+", said)
+    assert re.match(r"joint continues at step \d+", said)
 
 
 def group(leader: int) -> bool:
@@ -300,20 +304,20 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, warm, undistu
     damage(newest)
     said = resumed(run, *warm)
     assert [line for line in said.splitlines() if "is damaged" in line] == [
-        f"checkpoint {newest} is damaged (its checksum is another one); going on from the one before"
+        f"checkpoint {newest} is damaged (wrong checksum); the previous one is used"
     ]
-    assert "control goes on at step 3" in said
+    assert "control continues at step 3" in said
     same(run, undisturbed / "run")
 
 
-def test_when_all_are_damaged_the_stage_begins_anew(warm, undisturbed, tmp_path) -> None:
+def test_when_all_are_damaged_the_stage_starts_again(warm, undisturbed, tmp_path) -> None:
     run = tmp_path / "run"
     killed(run, *warm, event=WARM["control"][0] + 4)
     for path in (run / "checkpoints").glob("*.npz"):
         flip(path)
     said = resumed(run, *warm)
     assert said.count("is damaged") == 4
-    assert "goes on" not in said.replace("going on", "")
+    assert "continues" not in said
     same(run, undisturbed / "run")
 
 
@@ -322,13 +326,13 @@ def test_a_half_written_file_is_no_checkpoint(warm, undisturbed, tmp_path) -> No
     killed(run, *warm, event=WARM["joint"][0] + 4)
     half = run / "checkpoints" / ".joint.4711.tmp"
     half.write_bytes(b"PK\x03\x04")
-    assert "joint goes on at step 4" in resumed(run, *warm)
+    assert "joint continues at step 4" in resumed(run, *warm)
     assert not half.exists()
     same(run, undisturbed / "run")
 
 
 def test_no_room_for_a_checkpoint(tiny_config, tmp_path, monkeypatch) -> None:
-    kept = Checkpoints(tmp_path, {"checkpoint_every": 1})
+    kept = Checkpoints(tmp_path, RunSettings(checkpoint_every=1))
     kept.write("joint", 1, {"finished": False, "parts": {}})
     before = sorted(kept.folder.iterdir())
 
@@ -364,7 +368,7 @@ def half(undisturbed, arguments, tmp_path_factory) -> Path:
     return folder
 
 
-FINGERPRINTS = r"config=\w{16} there, config=\w{16} here"
+FINGERPRINTS = r"\(settings \w{16} there, \w{16} here\)"
 TEACHER = "teachers.pool.2.lr was 0.01 and is 0.02"
 
 
@@ -389,7 +393,7 @@ def test_another_run(change, words, half, undisturbed, arguments) -> None:
 
 
 def test_other_teachers_or_data_behind_the_same_names(undisturbed, arguments, tmp_path) -> None:
-    """The configuration stays as it was: what is compared is what the files hold."""
+    """The settings stay as they were: the contents of the files are compared."""
     from safetensors.torch import load_file, save_file
 
     from distill.data import bundled
@@ -401,9 +405,7 @@ def test_other_teachers_or_data_behind_the_same_names(undisturbed, arguments, tm
         (tmp_path / f"{role}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     fitted = next((undisturbed / "home" / "teachers").glob("bundled-food-*/config.json")).parent
     shutil.copytree(fitted, tmp_path / "food")
-    pool = (
-        f"teachers.pool=[{{name: food, path: {tmp_path / 'food'}, fitted: true, labels: ['0', '1'], max_length: 32}}]"
-    )
+    pool = f"teachers.pool=[{{name: food, kind: checkpoint, path: {tmp_path / 'food'}, labels: ['0', '1'], max_length: 32}}]"
     files = ["task=files", *(f"task.{r}={tmp_path / f'{r}.csv'}" for r in ("train", "test")), "task.text=[text]"]
     kept = [a for a in arguments if not a.startswith(("task.", "teachers."))]
     given = [
@@ -415,7 +417,7 @@ def test_other_teachers_or_data_behind_the_same_names(undisturbed, arguments, tm
         pool,
         f"home={tmp_path / 'home'}",
     ]
-    given += ["threads=1", "reward.size=10", "reward.direction_size=8"]
+    given += ["threads=1", "reward.size=10", "credit.size=8"]
     killed(tmp_path / "run", *given, event=12)
     assert list((tmp_path / "run" / "checkpoints").glob("joint-*"))
 
@@ -442,7 +444,7 @@ def test_the_folder_must_be_named(tmp_path, monkeypatch, capsys) -> None:
         launch(reinforce.run)
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error == "error: resume=true needs the folder of the run that is to go on: add hydra.run.dir=FOLDER\n"
+    assert error == "error: resume=true needs the folder of the run to continue: add hydra.run.dir=FOLDER\n"
     assert not any(tmp_path.iterdir())
 
 
@@ -459,52 +461,54 @@ def test_a_finished_run_is_left_as_it_is(undisturbed, arguments) -> None:
 # --- Stable-Baselines3 ------------------------------------------------------------------------------------------------
 
 OFF_POLICY = ("dqn", "qrdqn", "sac", "td3")
+SLOW = ("a2c", "trpo", "qrdqn", "td3", "sac with gSDE")
+TRAINED = 3 * 6  # gradient steps of the student in training
 
 
-@pytest.mark.parametrize(
-    "name", ["ppo", "dqn", "sac", *(pytest.param(n, marks=pytest.mark.slow) for n in ("a2c", "trpo", "qrdqn", "td3"))]
-)
-def test_algorithms_go_on(name, warm, tmp_path) -> None:
-    """Killed in training, after it has begun to learn, and then in the control."""
-    options = ["agent.params.learning_starts=16"] if name in OFF_POLICY else ["agent.params.n_steps=2"]
+def algorithm(name: str, warm: list[str]) -> list[str]:
+    """Arguments of a small run of an algorithm that learns within its three episodes."""
+    options = ["agent.params.learning_starts=16"] if name.split()[0] in OFF_POLICY else ["agent.params.n_steps=2"]
     options += ["agent.params.batch_size=16"] if name != "a2c" else []
     if name == "dqn":  # a target network that counts
         options += ["agent.params.gamma=0.9", "agent.params.target_update_interval=32"]
-    given = [*(w for w in warm if "warmup" not in w), f"agent={name}", "agent.episodes=3", "policy=mlp", *options]
+    if name == "sac with gSDE":
+        options += ["+agent.params.use_sde=true"]
+    kept = [w for w in warm if "warmup" not in w and "episodes" not in w]
+    return [*kept, f"agent={name.split()[0]}", "agent.episodes=3", "policy=mlp", *options]
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn", "sac", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+def test_algorithms_repeat_their_training_unless_it_had_finished(name, warm, tmp_path) -> None:
+    """Killed in training, which then starts again, and in the control, after which training is not repeated."""
+    given, run = algorithm(name, warm), tmp_path / "run"
     whole = play(tmp_path / "whole", *given, script="sb3")
     assert whole.code == 0, whole.out
-    run = tmp_path / "run"
     killed(run, *given, event=10, script="sb3")
-    killed(run, *given, "resume=true", event=12, script="sb3")
-    goes = re.search(r"training goes on at step (\d+)", (tmp_path / "run.log").read_text())
-    assert goes
-    assert int(goes[1]) == 8 * (8 if name in ("ppo", "a2c", "trpo") else 9)  # rows; the rollout under way is repeated
+    assert not list(run.glob("checkpoints/*"))
+    killed(run, *given, "resume=true", event=TRAINED + 4, script="sb3")
+    said = (tmp_path / "run.log").read_text()
+    assert "the run starts from its beginning" in said
+    assert "continues" not in said
+    model = (run / "model.zip").read_bytes()
     said = resumed(run, *given, script="sb3")
-    assert "training goes on" not in said
-    assert "control goes on" in said
+    assert said.startswith("control continues at step 3\n")
+    assert (run / "model.zip").read_bytes() == model
     same(run, tmp_path / "whole")
+    ours, theirs = (json.loads((tmp_path / n / "results.json").read_text())["cost"] for n in ("run", "whole"))
+    assert ours["student_steps"] == theirs["student_steps"] == TRAINED
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_algorithms_are_stopped(name, warm, tmp_path) -> None:
-    options = ["agent.params.learning_starts=16"] if name in OFF_POLICY else ["agent.params.n_steps=4"]
-    given = [*(w for w in warm if "warmup" not in w), f"agent={name}", "agent.params.batch_size=16", *options]
+    """At once: there is nothing that a checkpoint could keep. The printed line starts the training again."""
+    given = algorithm(name, warm)
     whole = play(tmp_path / "whole", *given, script="sb3")
     stopped = play(tmp_path / "run", *given, script="sb3", moment=(5, 0, signal.SIGINT))
     assert (whole.code, stopped.code) == (0, 130)
-    again = play(tmp_path / "run", *goes_on(stopped.out), script="sb3")
-    assert f"training goes on at step {8 * (8 if name == 'ppo' else 5)}" in again.out  # the rollout is finished
-    same(tmp_path / "run", tmp_path / "whole")
-
-
-def test_what_no_state_holds_begins_anew(warm, tmp_path) -> None:
-    """gSDE's noise: said, and the same in the end."""
-    options = ["agent.params.learning_starts=16", "agent.params.batch_size=16", "+agent.params.use_sde=true"]
-    given = [*(w for w in warm if "warmup" not in w), "agent=sac", *options]
-    assert play(tmp_path / "whole", *given, script="sb3").code == 0
-    killed(tmp_path / "run", *given, event=8, script="sb3")
-    said = resumed(tmp_path / "run", *given, script="sb3")
-    assert "the run begins anew" in said
+    assert len(stopped.out.splitlines()) == 1
+    again = play(tmp_path / "run", *resume_words(stopped.out), script="sb3")
+    assert again.code == 0, again.out
+    assert "the run starts from its beginning" in again.out
     same(tmp_path / "run", tmp_path / "whole")
 
 
@@ -515,37 +519,47 @@ class Killed(BaseException):
     pass
 
 
-def cell_of(entry: str, arguments: list[str], folder: Path) -> compare.Cell:
-    import configs
-
-    config = configs.compose([*arguments, *entry.split()[1:], *([f"agent={entry.split()[0]}"] if "." in entry else [])])
-    return compare.Cell(entry, 0, config, str(folder), "")
+def cell_of(entry: str, arguments: list[str], folder: Path) -> Cell:
+    return Cell(entry, 0, entry_settings(entry, arguments), str(folder), "")
 
 
-@pytest.mark.parametrize("entry", ["control", "mtkd_rl", "reinforce agent.episodes=2 agent.warmup=2"])
-def test_a_cell_goes_on(entry, tiny_overrides, tmp_path, monkeypatch, capsys) -> None:
-    """A rule that learns on the way, as MTKD-RL's, begins anew."""
+PPO = "ppo agent.episodes=2 agent.params.n_steps=2 agent.params.batch_size=16"
+
+
+@pytest.mark.parametrize(
+    ("entry", "event", "said"),
+    [
+        ("control", 5, "student continues at step 4"),
+        ("mtkd_rl", 5, None),
+        ("reinforce agent.episodes=2 agent.warmup=2", 5, "joint continues at step 4"),
+        (PPO, 5, None),
+        (PPO, 17, "student continues at step 4"),
+    ],
+    ids=["control", "a rule that learns", "reinforce", "ppo in training", "ppo after training"],
+)
+def test_a_cell_continues(entry, event, said, tiny_overrides, tmp_path, monkeypatch, capsys) -> None:
+    """A rule that learns on the way, such as MTKD-RL, starts again, and so does the training of an SB3 agent."""
     from distill.student import Student
 
     given = [*tiny_overrides, "checkpoint_every=1"]
-    whole = compare.run_cell(cell_of(entry, given, tmp_path / "whole"))
+    whole = run_cell(cell_of(entry, given, tmp_path / "whole"))
     step, count = Student.apply_gradients, 0
 
-    def dies(self: Student) -> None:
+    def dies(self: Student) -> Any:
         nonlocal count
         count += 1
-        if count == 5:
+        if count == event:
             raise Killed
-        step(self)
+        return step(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Student, "apply_gradients", dies)
         with pytest.raises(Killed):
-            compare.run_cell(cell_of(entry, given, tmp_path / "cell"))
+            run_cell(cell_of(entry, given, tmp_path / "cell"))
     capsys.readouterr()
-    again = compare.run_cell(cell_of(entry, given, tmp_path / "cell"))
-    said = capsys.readouterr().err
-    assert ("goes on at step 4" in said) == (entry != "mtkd_rl")
+    again = run_cell(cell_of(entry, given, tmp_path / "cell"))
+    printed = capsys.readouterr().err
+    assert printed == "" if said is None else said in printed
     for result in (whole, again):
         del result["cost"]
     assert again == whole
@@ -554,29 +568,32 @@ def test_a_cell_goes_on(entry, tiny_overrides, tmp_path, monkeypatch, capsys) ->
     assert not (tmp_path / "cell" / "checkpoints").exists()
 
 
-def test_a_worker_is_stopped(tiny_overrides, tmp_path, monkeypatch, request) -> None:
+def test_the_process_of_a_cell_is_stopped(tiny_overrides, tmp_path, monkeypatch, request) -> None:
     from distill.student import Student
 
     step = Student.apply_gradients
 
-    def told(self: Student) -> None:
-        step(self)
+    def signalled(self: Student) -> Any:
+        clip = step(self)
         if self.steps == 3 and self.budget == 6:
             os.kill(os.getpid(), signal.SIGTERM)
+        return clip
 
-    monkeypatch.setattr(Student, "apply_gradients", told)
+    monkeypatch.setattr(Student, "apply_gradients", signalled)
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever a launcher put there in an earlier test
-    request.addfinalizer(partial(signal.signal, signal.SIGTERM, before))
-    with pytest.raises(Interrupted):
-        compare._attempt(cell_of("control", [*tiny_overrides, "checkpoint_every=1000"], tmp_path / "cell"))
-    (taken,) = (tmp_path / "cell" / "checkpoints").iterdir()
-    assert taken.name.startswith("student-000000003-")
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before))
+    cell = cell_of("control", [*tiny_overrides, "checkpoint_every=1000"], tmp_path / "cell")
+    monkeypatch.setattr(sys, "argv", ["cell"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(cell.to_json()))
+    assert cell_module.main() == 143
+    (written,) = (tmp_path / "cell" / "checkpoints").iterdir()
+    assert written.name.startswith("student-000000003-")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_grid_is_stopped(name, tiny_overrides, undisturbed, tmp_path) -> None:
-    """A terminal's Ctrl-C reaches the workers too; they end when the grid tells them to, each with a checkpoint."""
+    """A terminal's Ctrl-C reaches the processes of cells too. Each writes a checkpoint and ends."""
     command = [sys.executable, "agents/compare.py", *tiny_overrides, "budget.steps=3000", "checkpoint_every=50"]
     command += ["threads=1", "seeds=1", "jobs=1"]
     command += ["agents=[control]", f"home={undisturbed / 'home'}", f"cells={tmp_path / 'cells'}", "report=false"]
@@ -603,19 +620,37 @@ def test_a_grid_is_stopped(name, tiny_overrides, undisturbed, tmp_path) -> None:
     assert run.returncode == 128 + number, err
     assert out == ""
     assert len(err.splitlines()) == 1, err
-    assert err.startswith(f"stopped by {name}; to go on: ")
+    assert err.startswith(f"stopped by {name}; to continue: ")
     assert taken()
-    words = shlex.split(err.partition("to go on: ")[2])
+    words = shlex.split(err.partition("to continue: ")[2])
     assert words[:2] == [sys.executable, "agents/compare.py"]
     assert words[-1] == "resume=true"
-    assert soon(lambda: not group(run.pid))  # nobody is left of the session
+    assert soon(lambda: not group(run.pid))  # no process of the session is left
+
+
+def test_a_killed_comparison_leaves_no_process(tiny_overrides, undisturbed, tmp_path) -> None:
+    """A cell's process ends with the comparison that started it, even when that cannot say so."""
+    command = [sys.executable, "agents/compare.py", *tiny_overrides, "budget.steps=3000", "checkpoint_every=50"]
+    command += ["threads=1", "seeds=1", "agents=[control]", f"home={undisturbed / 'home'}"]
+    command += [f"cells={tmp_path / 'cells'}", f"hydra.run.dir={tmp_path / 'run'}"]
+    run = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    assert soon(lambda: list(tmp_path.glob("cells/control-*/checkpoints/student-*.npz")) or run.poll() is not None)
+    run.kill()
+    run.wait()
+    assert soon(lambda: not group(run.pid), 20)
 
 
 def test_neither_setting_names_another_cell(tiny_overrides, tiny_config) -> None:
-    """Nor another result: cells and results of before are found again."""
-    settings = compare.CompareSettings(agents=["reinforce"], seeds=1)
+    """Nor another result: the cells of earlier comparisons are found again."""
+    settings = CompareSettings(agents=["reinforce"], seeds=1)
     plain, other = (
-        [c.folder for c in compare.plan(settings, tiny_config(*more), [*tiny_overrides, *more])]
+        [
+            c.folder
+            for c in compare.plan(settings, RunSettings.from_config(tiny_config(*more)), [*tiny_overrides, *more])
+        ]
         for more in ((), ("resume=true", "checkpoint_every=3"))
     )
     assert plain == other
@@ -624,22 +659,26 @@ def test_neither_setting_names_another_cell(tiny_overrides, tiny_config) -> None
 # --- the files --------------------------------------------------------------------------------------------------------
 
 
-def test_whatever_holds_state_goes_through_a_file(tmp_path) -> None:
+def test_state_goes_through_a_file(tmp_path) -> None:
+    """Modules, optimisers and plain values: what is read back behaves as the original does."""
     torch.manual_seed(0)
     module = torch.nn.Linear(3, 2)
     adam = torch.optim.Adam(module.parameters(), lr=0.1, betas=(0.8, 0.9))
     module(torch.ones(3)).sum().backward()
     adam.step()
     rng = torch.Generator().manual_seed(3)
-    tree = {"module": module, "adam": adam, "rng": rng, "rest": [1, 0.1, None, True, -float("inf"), "x", np.arange(3)]}
-    np.savez(tmp_path / "file.npz", **pack(tree))
+    rest = [1, 0.1, None, True, -float("inf"), "x", np.arange(3)]
+    parts = {"module": module, "adam": adam, "rng": rng.get_state(), "rest": rest}
+    np.savez(tmp_path / "file.npz", **pack(state_of(parts)))
     other = torch.nn.Linear(3, 2)
     its_adam = torch.optim.Adam(other.parameters(), lr=7.0)
-    its_rng = torch.Generator()
     with np.load(tmp_path / "file.npz", allow_pickle=False) as file:
-        rest = put_back({"module": other, "adam": its_adam, "rng": its_rng}, unpack(file))["rest"]
-    assert rest[:6] == [1, 0.1, None, True, -float("inf"), "x"]
-    assert rest[6].tolist() == [0, 1, 2]
+        read = load_into({"module": other, "adam": its_adam}, unpack(file))
+    assert (read["module"], read["adam"]) == (other, its_adam)
+    assert read["rest"][:6] == rest[:6]
+    assert read["rest"][6].tolist() == [0, 1, 2]
+    its_rng = torch.Generator()
+    its_rng.set_state(read["rng"])
     assert torch.equal(torch.rand(4, generator=its_rng), torch.rand(4, generator=rng))
     for each, its in ((module, adam), (other, its_adam)):
         its.zero_grad()
@@ -647,7 +686,7 @@ def test_whatever_holds_state_goes_through_a_file(tmp_path) -> None:
         its.step()
     assert torch.equal(other.weight, module.weight)
     assert its_adam.param_groups[0]["lr"] == 0.1
-    with pytest.raises(TypeError, match="object cannot go into a checkpoint"):
+    with pytest.raises(TypeError, match="object is not JSON"):
         pack({"x": object()})
 
 
@@ -656,13 +695,13 @@ def test_no_flipped_byte_is_used(place, change) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        kept = Checkpoints(Path(folder), {})
+        kept = Checkpoints(Path(folder), RunSettings())
         kept.write("joint", 1, {"finished": False, "parts": {"a": np.arange(50.0)}})
         (path,) = kept.folder.iterdir()
         content = bytearray(path.read_bytes())
         content[place % len(content)] ^= change
         path.write_bytes(content)
-        assert Checkpoints(Path(folder), {"resume": True}).stage("joint").restore() == {}
+        assert Checkpoints(Path(folder), RunSettings(resume=True)).stage("joint").restore() == {}
         assert not path.exists()
 
 
@@ -679,10 +718,10 @@ def test_the_last_two_are_kept_and_hold_no_pickle(warm, tmp_path) -> None:
 
 
 def test_checkpoints_cost_a_hundredth(tmp_path, monkeypatch) -> None:
-    """By default, whatever one takes: the clock here says that a step takes a second, and a checkpoint three."""
+    """By default, however long one takes. The clock of this test says that a step takes 1 s, and a checkpoint 3 s."""
     now = 0.0
     monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: now)
-    kept = Checkpoints(tmp_path, {"checkpoint_every": None})
+    kept = Checkpoints(tmp_path, RunSettings())
     fsync = os.fsync
 
     def slow(file: int) -> None:

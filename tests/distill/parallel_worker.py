@@ -10,32 +10,29 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-import configs
 import envs  # noqa: F401  registers TeacherSelect-v0
 from distill import parallel
 
 
 def play(overrides: list[str], home: str, agree: bool = True) -> dict[str, np.ndarray]:
-    """A short episode under random subsets; on every process but the first they are others, unless they `agree`."""
+    """A short episode under random subsets; all processes but the first use other subsets, unless they `agree`."""
     torch.set_num_threads(1)
-    env = gym.make_vec("TeacherSelect-v0", num_envs=8, config=configs.compose([*overrides, f"home={home}"]))
+    env = gym.make_vec("TeacherSelect-v0", num_envs=8, overrides=[*overrides, f"home={home}"])
     core = env.unwrapped.core  # type: ignore[attr-defined]
     rng = np.random.default_rng(0 if agree else parallel.rank())
     observation, _ = env.reset(seed=0 if agree else parallel.rank())
-    told = {"first": observation, "logits": core.process.signals.logits(np.arange(len(core.process.labels)))}
+    kept = {"first": observation, "logits": core.process.signals.logits(np.arange(len(core.process.labels)))}
     rewards, done = [], False
     while not done:
         _, reward, terminated, _, info = env.step((rng.random((8, core.process.num_teachers)) < 0.5).astype(np.int8))
         rewards.append(reward)
         done = bool(terminated.all())
-        told["influence"] = info.get(
-            "influence", told.get("influence", np.zeros(0))
-        )  # a last step hides it in final_info
+        kept |= {key: info[key] for key in ("row_credit", "teacher_advantage") if key in info}  # not in the last step
     student = core.process.student
     # AdamW turns the rounding noise of a gradient that is zero into steps: attention keys need no bias.
-    kept = [w.detach().flatten().numpy() for n, w in student.named.items() if not n.endswith("key.bias")]
-    told |= {"weights": np.concatenate(kept), "said": student.predict(core.process.tokens("dev")).numpy()}
-    return {**told, "rewards": np.array(rewards), "actions": core.shown.state()[0]["actions"]}
+    weights = [w.detach().flatten().numpy() for n, w in student.named.items() if not n.endswith("key.bias")]
+    kept |= {"weights": np.concatenate(weights), "predicted": student.predict(core.process.tokens("dev")).numpy()}
+    return {**kept, "rewards": np.array(rewards), "actions": core.shown.arrays()["actions"]}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the caches survive: several builders at once, kills, full and read-only disks, damaged files."""
+"""Caches under faults: several builders at once, kills, full and read-only disks, damaged files."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from distill import cache, signals, teachers
+from distill import cache
 from distill.checks import UserError
 from distill.data.splits import Split
 from distill.process import Distillation
-from distill.settings import ProcessSettings, digest
+from distill.settings import RunSettings, digest
+from distill.teachers import finetune, store
+from distill.teachers.checkpoint import ModelTeacher
 from distill.teachers.encoders import BagEncoder
+from distill.teachers.sources import load_teacher
 from distill.teachers.store import stored
 
 pytestmark = pytest.mark.faults
@@ -38,10 +41,10 @@ FORK = multiprocessing.get_context("fork")
 WAY_OUT = "set TEACHER_SELECT_HOME to a writable place"
 
 
-class Said:
-    """A source that says the text's own number, slowly if asked to, and writes down every pass."""
+class Numbered:
+    """A source whose outputs are the number in the text. It may be slow, and logs every pass."""
 
-    name, width = "said", 2
+    name, width = "numbered", 2
 
     def __init__(self, log: Path, seconds: float = 0.0) -> None:
         self.log, self.seconds, self.fingerprint = log, seconds, "f"
@@ -69,8 +72,8 @@ def numbers(count: int, start: int = 0) -> Split:
 
 
 def read(log: Path, split: Split, home: Path, seconds: float = 0.0) -> list[float]:
-    """All values, built when they are not there."""
-    array = stored(Said(log, seconds), split, home)
+    """All values; the entry is built if there is none."""
+    array = stored(Numbered(log, seconds), split, home)
     return array[np.arange(len(split))][:, 0].tolist()
 
 
@@ -85,15 +88,15 @@ def tree(home: Path) -> dict[str, str]:
 
 
 def start(work: Callable[[], Any]) -> Callable[[], tuple[str, Any]]:
-    """Run `work` in a fork. The function returned waits: what it gave, its error and message, or the signal it died of."""
+    """Run `work` in a fork. The function returned waits for it and gives its result, its error and message, or its signal."""
     ours, theirs = FORK.Pipe(duplex=False)
 
     def run() -> None:
         try:
-            told = ("ok", work())
+            outcome = ("ok", work())
         except Exception as error:
-            told = (type(error).__name__, str(error))
-        theirs.send(told)
+            outcome = (type(error).__name__, str(error))
+        theirs.send(outcome)
 
     child = FORK.Process(target=run)
     child.start()
@@ -101,18 +104,18 @@ def start(work: Callable[[], Any]) -> Callable[[], tuple[str, Any]]:
 
     def wait() -> tuple[str, Any]:
         try:
-            assert ours.poll(60), "nothing heard of it for a minute"
-            told: tuple[str, Any] = ours.recv()
+            assert ours.poll(60), "no result after a minute"
+            outcome: tuple[str, Any] = ours.recv()
         except EOFError:
-            told = ("died", None)
+            outcome = ("died", None)
         child.join()
-        return told if child.exitcode == 0 else ("died", signal.Signals(-(child.exitcode or 0)).name)
+        return outcome if child.exitcode == 0 else ("died", signal.Signals(-(child.exitcode or 0)).name)
 
     return wait
 
 
 def counted(name: str, call: Any, log: Path) -> Callable[..., Any]:
-    """`call`, with its name written down every time."""
+    """`call`, which logs its name every time."""
 
     def work(*args: Any, **kwargs: Any) -> Any:
         note(log, name)
@@ -137,16 +140,16 @@ def built(tiny_config: Callable[..., dict[str, Any]], tmp_path_factory: pytest.T
     return home
 
 
-def settings_of(tiny_config: Callable[..., dict[str, Any]], home: Path, *more: str) -> ProcessSettings:
-    return ProcessSettings.from_config(tiny_config(f"home={home}", "threads=1", *more))
+def settings_of(tiny_config: Callable[..., dict[str, Any]], home: Path, *more: str) -> RunSettings:
+    return RunSettings.from_config(tiny_config(f"home={home}", "threads=1", *more))
 
 
-def use(settings: ProcessSettings) -> str:
+def use(settings: RunSettings) -> str:
     """Hash of the student after a step of a run on these settings."""
     distillation = Distillation(settings)
     distillation.begin(0)
-    assert distillation.current is not None
-    distillation.step(np.ones(distillation.current.shape, np.float32))
+    assert distillation.batch is not None
+    distillation.step(np.ones(distillation.batch.shape, np.float32))
     return digest([w.double().sum().item() for w in distillation.student.weights()])
 
 
@@ -168,11 +171,11 @@ def test_four_processes_build_the_same_signals_once(tmp_path: Path) -> None:
 def test_four_processes_make_teachers_signals_and_warm_start_once(
     tiny_config: Any, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From an empty home, the whole tiny run; what they end with is what one process alone ends with."""
+    """The whole tiny run from an empty home; all end with the student of one process alone."""
     log, gate = tmp_path / "log", FORK.Barrier(4)
     for owner, name in (
-        (teachers, "fit"),
-        (teachers.ModelTeacher, "compute"),
+        (finetune, "fit"),
+        (ModelTeacher, "compute"),
         (BagEncoder, "compute"),
         (Distillation, "_make_warm_start"),
     ):
@@ -183,9 +186,9 @@ def test_four_processes_make_teachers_signals_and_warm_start_once(
         return use(settings_of(tiny_config, tmp_path / "home"))
 
     waits = [start(work) for _ in range(4)]
-    told = [wait() for wait in waits]
+    outcome = [wait() for wait in waits]
     assert sorted(log.read_text().split()) == sorted(["fit"] * 4 + ["compute"] * 5 + ["_make_warm_start"])
-    assert told == [("ok", use(settings_of(tiny_config, built)))] * 4
+    assert outcome == [("ok", use(settings_of(tiny_config, built)))] * 4
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------
@@ -193,7 +196,7 @@ def test_four_processes_make_teachers_signals_and_warm_start_once(
 
 @dataclass
 class Killer:
-    """Stands for a function; its `at`-th call is the process's end."""
+    """Replaces a function; its `at`-th call kills the process."""
 
     call: Any
     at: int = 1
@@ -206,7 +209,7 @@ class Killer:
 
 
 MOMENTS = {
-    "before the first value": (signals, "checked", 1),
+    "before the first value": (store, "checked", 1),
     "between values and checksums": (cache, "npy", 1),
     "between checksums and ids": (cache, "npy", 2),
     "before the manifest": (cache, "write_json", 1),
@@ -216,8 +219,8 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_builder_is_taken_over_from(moment: str, tmp_path: Path) -> None:
-    """Another process waits on its lock meanwhile, a third comes later."""
+def test_a_build_that_was_killed_is_done_by_the_next_process(moment: str, tmp_path: Path) -> None:
+    """A second process waits on the lock meanwhile, a third comes later."""
     split, home, log = numbers(300), tmp_path / "home", tmp_path / "log"
     owner, name, at = MOMENTS[moment]
 
@@ -231,13 +234,13 @@ def test_a_killed_builder_is_taken_over_from(moment: str, tmp_path: Path) -> Non
     assert first() == ("died", "SIGKILL")
     assert second() == ("ok", expected(split))
     assert read(log, split, home) == expected(split)
-    assert log.read_text() == "0+300\n" * 2, "once by the killed one, once by the next"
+    assert log.read_text() == "0+300\n" * 2, "once by the process that was killed, once by the next"
     assert {Path(p).name for p in tree(home)} == {"values.f32", "sums.npy", "ids.npy", "manifest.json"}
 
 
 def test_kills_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight builders of many shards are killed one after the other; what the ninth gives is right, and no shard was lost."""
-    monkeypatch.setattr(signals, "SHARD", 50)
+    """Eight builders of many shards are killed one after the other. The ninth is right, and no finished shard was lost."""
+    monkeypatch.setattr(store, "SHARD", 50)
     split, home, log, rng = numbers(1000), tmp_path / "home", tmp_path / "log", random.Random(0)
     for _ in range(8):
         child = FORK.Process(target=read, args=(log, split, home, 0.02))
@@ -248,7 +251,7 @@ def test_kills_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert read(log, split, home) == expected(split)
     passes = log.read_text().split()
     assert len(set(passes)) == 20
-    assert len(passes) <= 20 + 8, "a kill costs the shard it falls into, and no other"
+    assert len(passes) <= 20 + 8, "a kill costs the shard that was being computed, and no other"
     assert {Path(p).name for p in tree(home)} == {"values.f32", "sums.npy", "ids.npy", "manifest.json"}
 
 
@@ -279,9 +282,9 @@ def fill(disk: Path, leave: int) -> Path:
     return filler
 
 
-def assert_refused(told: tuple[str, Any], home: Path, fault: str, way_out: str = WAY_OUT) -> None:
-    kind, message = told
-    assert kind == "UserError", told
+def assert_refused(outcome: tuple[str, Any], home: Path, fault: str, way_out: str = WAY_OUT) -> None:
+    kind, message = outcome
+    assert kind == "UserError", outcome
     assert str(message).startswith(f"{home}")
     assert str(message).endswith(f" cannot be written ({fault}); {way_out}")
     assert "\n" not in message
@@ -301,23 +304,23 @@ def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
         for pages in range(16):
             filler = fill(disk, 4096 * pages)
             before = tree(home)
-            told = start(lambda: read(log, new, home))()
-            if told[0] != "ok":
-                assert_refused(told, home, *FULL)
+            outcome = start(lambda: read(log, new, home))()
+            if outcome[0] != "ok":
+                assert_refused(outcome, home, *FULL)
                 assert tree(home) == before
-            assert start(lambda: read(log, old, home))() == ("ok", expected(old)), "what was there is usable"
-            ends.append(told)
+            assert start(lambda: read(log, old, home))() == ("ok", expected(old)), "existing entries are usable"
+            ends.append(outcome)
             filler.unlink()
-            if told[0] == "ok":
+            if outcome[0] == "ok":
                 break
         assert len(ends) > 3
-        assert ends[-1] == ("ok", expected(new)), "and so it is with room enough, after all those failures"
+        assert ends[-1] == ("ok", expected(new)), "with enough room it is built, after all those failures"
         assert read(log, new, home) == expected(new)
 
 
 def test_a_full_disk_between_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finished shards stay, as after a kill; a half-written one does not."""
-    monkeypatch.setattr(signals, "SHARD", 1000)
+    """Finished shards are kept, as after a kill; a half-written one is not."""
+    monkeypatch.setattr(store, "SHARD", 1000)
     split, log = numbers(5000), tmp_path / "log"
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as disk:
         filler = fill(disk, 28 << 10)  # a shard has 8000 bytes, and the values grow beside them
@@ -353,7 +356,7 @@ def test_every_kind_of_entry_on_a_full_disk(part: str, tiny_config: Any, built: 
 def test_a_write_that_fails_is_one_line_and_changes_nothing(
     part: str, tiny_config: Any, built: Path, tmp_path: Path
 ) -> None:
-    """The kernel refuses files above a size: it needs no rights, and meets the libraries' own writers too."""
+    """The kernel refuses files above a size. This needs no rights, and affects the writers of the libraries too."""
     home = without(built, part, tmp_path / "home")
     before = tree(home)
 
@@ -367,7 +370,7 @@ def test_a_write_that_fails_is_one_line_and_changes_nothing(
 
 
 def test_every_write_of_a_build_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Disk full at the n-th fsync, and at every size of the longest file, for as long as it fails."""
+    """The disk is full at the n-th fsync, or files above some size are refused."""
     log, old, new, home = tmp_path / "log", numbers(300), numbers(400, 1000), tmp_path / "home"
     read(log, old, home)
     before = tree(home)
@@ -403,7 +406,7 @@ def test_every_write_of_a_build_may_fail(tmp_path: Path, monkeypatch: pytest.Mon
     assert start(lambda: limited(longest))() == ("ok", expected(new))
 
 
-def test_other_errors_of_a_build_are_no_users_mistake(tmp_path: Path) -> None:
+def test_other_errors_of_a_build_are_not_changed(tmp_path: Path) -> None:
     def build(error: Exception) -> Callable[[Path], None]:
         def fail(folder: Path) -> None:
             raise error
@@ -413,9 +416,12 @@ def test_other_errors_of_a_build_are_no_users_mistake(tmp_path: Path) -> None:
     for error in (FileNotFoundError(2, "gone", "x"), PermissionError(13, "no", "/elsewhere/x"), RuntimeError("os")):
         with pytest.raises(type(error)):
             cache.entry(tmp_path / "e", {}, build(error))
-    for told in (RuntimeError("I/O error: quota (os error 122)"), PermissionError(13, "no", str(tmp_path / "e" / "x"))):
+    for failed in (
+        RuntimeError("I/O error: quota (os error 122)"),
+        PermissionError(13, "no", str(tmp_path / "e" / "x")),
+    ):
         with pytest.raises(UserError, match=rf"^{tmp_path} cannot be written \(.*\); .*{WAY_OUT}$"):
-            cache.entry(tmp_path / "e", {}, build(told))
+            cache.entry(tmp_path / "e", {}, build(failed))
     assert tree(tmp_path) == {}
 
 
@@ -432,7 +438,7 @@ def read_only_mount(home: Path, place: Path) -> Iterator[tuple[Path, Callable[[]
 
 @contextmanager
 def forbidden(home: Path, _: Path) -> Iterator[tuple[Path, Callable[[], None], str]]:
-    """A home that may be read, not written, by the user the child becomes: root would be let through."""
+    """A home that the user of the child may read but not write; root could write it."""
     with tempfile.TemporaryDirectory() as temporary:  # tmp_path lies in a folder of root's own
         os.chmod(temporary, 0o755)
         seen = Path(shutil.copytree(home, Path(temporary) / "home"))
@@ -454,7 +460,7 @@ def forbidden(home: Path, _: Path) -> Iterator[tuple[Path, Callable[[], None], s
 @pytest.mark.parametrize("locked", [True, False], ids=["with its locks", "without locks"])
 @pytest.mark.parametrize("way", [read_only_mount, forbidden])
 def test_a_read_only_cache(way: Any, locked: bool, tiny_config: Any, built: Path, tmp_path: Path) -> None:
-    """What is there is used, and needs no lock; what is missing is one line."""
+    """Existing entries are used and need no lock; a missing one is an error in one line."""
     home = Path(shutil.copytree(built, tmp_path / "home"))
     if not locked:
         for path in home.rglob("*.lock"):
@@ -499,7 +505,7 @@ def spoilt(path: Path, how: tuple[bool, int, int]) -> Iterator[None]:
 
 @dataclass
 class Kept:
-    """A kind of entry: where it lies, and what comes of using it."""
+    """A kind of entry: its folder, and a function that uses it."""
 
     folder: Path
     use: Callable[[], Any]
@@ -509,22 +515,22 @@ class Kept:
 def kept(
     built: Path, tiny_config: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Kept]:
-    """One entry of each kind. Their use may build nothing: what is damaged is not built over."""
+    """One entry of each kind. Using it must build nothing: a damaged entry is not overwritten."""
     place = tmp_path_factory.mktemp("damage")
     home = Path(shutil.copytree(built, place / "home"))
     settings = settings_of(tiny_config, home)
     distillation, spec = Distillation(settings), settings.teachers.pool[0]
     task, engine = distillation.task, distillation.prepared.engine
     split = numbers(300)
-    array = stored(Said(place / "log"), split, home)
+    array = stored(Numbered(place / "log"), split, home)
 
     def never(*args: Any) -> Any:
-        raise AssertionError("built over")
+        raise AssertionError("built again")
 
     def used(call: Callable[[], Any]) -> Callable[[], Any]:
         def work() -> Any:
             with pytest.MonkeyPatch.context() as patch:
-                for owner, name in ((Said, "compute"), (teachers, "fit"), (Distillation, "_make_warm_start")):
+                for owner, name in ((Numbered, "compute"), (finetune, "fit"), (Distillation, "_make_warm_start")):
                     patch.setattr(owner, name, never)
                 return call()
 
@@ -537,7 +543,7 @@ def kept(
         "signals": Kept(array.folder, used(lambda: read(place / "log", split, home))),
         "teacher": Kept(
             of("teachers", f"*-{spec.name}-*"),
-            used(lambda: teachers.load_teacher(spec, task, home, engine).fingerprint),
+            used(lambda: load_teacher(spec, task, home, engine).fingerprint),
         ),
         "warm": Kept(of("warm", "*"), used(lambda: [w.tolist() for w in Distillation(settings).warm])),
     }
@@ -551,14 +557,14 @@ FILES = [
 ]
 
 
-def test_all_files_of_all_kinds_are_damaged_below(kept: dict[str, Kept]) -> None:
+def test_the_tests_of_damage_cover_all_files(kept: dict[str, Kept]) -> None:
     assert sorted(FILES) == sorted((kind, p.name) for kind, entry in kept.items() for p in entry.folder.iterdir())
 
 
 @pytest.mark.parametrize(("kind", "name"), FILES, ids=[f"{kind}-{name}" for kind, name in FILES])
 @hypothesis.given(how=DAMAGE)
 def test_a_damaged_file_is_never_used(kept: dict[str, Kept], kind: str, name: str, how: tuple[bool, int, int]) -> None:
-    """A flipped byte or a cut: one line. Of a manifest it may be one that changes no fact (white space, the seal's name)."""
+    """A changed byte or a cut is an error in one line. In a manifest it may be one that changes no fact (white space, the name of the seal)."""
     entry = kept[kind]
     good, facts = entry.use(), json.loads((entry.folder / "manifest.json").read_text())
     del facts[cache.SEAL]
@@ -566,12 +572,12 @@ def test_a_damaged_file_is_never_used(kept: dict[str, Kept], kind: str, name: st
         try:
             got = entry.use()
         except UserError as error:
-            told = str(error)
-            assert told.startswith(f"cache entry {entry.folder}: ")
-            assert told.endswith(f"; delete {entry.folder} to build it again")
-            assert "\n" not in told
+            message = str(error)
+            assert message.startswith(f"cache entry {entry.folder}: ")
+            assert message.endswith(f"; delete {entry.folder} to build it again")
+            assert "\n" not in message
         else:
-            assert name == "manifest.json", "used as if nothing were"
+            assert name == "manifest.json", "a damaged file was used"
             assert got == good
             now = cache.read_manifest(entry.folder)
             assert {key: now[key] for key in facts} == facts
@@ -580,7 +586,7 @@ def test_a_damaged_file_is_never_used(kept: dict[str, Kept], kind: str, name: st
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
-    signals._shard(Said(folder / "log"), numbers(100), folder, 0)
+    store._shard(Numbered(folder / "log"), numbers(100), folder, 0)
     return next(folder.glob("0-*.f32"))
 
 
@@ -590,15 +596,15 @@ def test_a_damaged_shard_is_made_again(shard: Path, how: tuple[bool, int, int]) 
     try:
         shard.write_bytes(damaged(good, how))
         asked = len(log.read_text())
-        values = signals._shard(Said(log), numbers(100), shard.parent, 0)
+        values = store._shard(Numbered(log), numbers(100), shard.parent, 0)
         assert values[:, 0].tolist() == expected(numbers(100))
         assert len(log.read_text()) > asked
-        assert shard.read_bytes() == good, "and put in its place"
+        assert shard.read_bytes() == good, "the shard was not replaced"
     finally:
         shard.write_bytes(good)
 
 
-def test_entries_of_before_seals_are_used(kept: dict[str, Kept]) -> None:
+def test_entries_without_a_seal_are_used(kept: dict[str, Kept]) -> None:
     for entry in kept.values():
         path = entry.folder / "manifest.json"
         good = path.read_bytes()
@@ -612,7 +618,7 @@ def test_entries_of_before_seals_are_used(kept: dict[str, Kept]) -> None:
 
 
 def test_files_that_may_not_be_read_are_named(kept: dict[str, Kept], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bad sectors, foreign files."""
+    """Bad sectors, or files of another user."""
     opened = open
 
     def failing(name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Two processes over gloo do what one does."""
+"""Two processes over gloo compute what one computes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from safetensors.numpy import load_file
 from distill import parallel
 
 ROOT = Path(__file__).resolve().parents[2]
-# Without dropout: each process would draw its own.
+# Without dropout: the masks of two processes differ from those of one.
 STILL = ("++student.config.hidden_dropout_prob=0.0", "++student.config.attention_probs_dropout_prob=0.0")
-MORE = (*STILL, "threads=1", "reward.credit=influence", "teachers.signals=stored")
+MORE = (*STILL, "threads=1", "credit.name=counterfactual", "teachers.signals=stored")
 
 
 def launch(arguments: list[str], launcher: list[str], home: Path) -> None:
@@ -62,13 +62,17 @@ def test_two_processes_give_the_signals_and_the_student_of_one(prepared, tiny_ov
     for path in stored:
         assert (alone / path).read_bytes() == (together / path).read_bytes(), path
     np.testing.assert_array_equal(first["actions"], one["actions"])
-    np.testing.assert_array_equal(first["actions"], second["actions"], "the first process's policy acts")
+    np.testing.assert_array_equal(first["actions"], second["actions"], "the policy of the first process acts")
     np.testing.assert_array_equal(first["weights"], second["weights"])
-    for key in ("first", "weights", "said"):
+    for key in ("first", "weights", "predicted"):
         np.testing.assert_allclose(first[key], one[key], atol=1e-5, rtol=0, err_msg=key)
-    for key in ("rewards", "influence"):  # credit divides by AdamW's second moments, however small
+    for key in (
+        "rewards",
+        "row_credit",
+        "teacher_advantage",
+    ):  # credit divides by AdamW's second moments, however small
         np.testing.assert_allclose(first[key], one[key], atol=2e-2 * np.abs(one[key]).max(), rtol=0, err_msg=key)
-    assert np.abs(one["influence"]).max() > 1e-4
+    assert np.abs(one["teacher_advantage"]).max() > 1e-4
 
 
 @pytest.mark.parametrize("script", ["agents/reinforce.py", "-m distill.teachers"])

@@ -1,4 +1,4 @@
-"""The whole process: warm start, budget, reproducibility, and that a step is what the loss says."""
+"""The whole process: warm start, budget, reproducibility, and that a step follows the gradient of the loss."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from safetensors.torch import load_file
 from distill import process
 from distill.checks import RoleError
 from distill.losses import distillation_loss, soft_labels
-from distill.process import Distillation, Prepared, prepare
-from distill.settings import LossSettings, ProcessSettings
+from distill.process import Distillation, Prepared
+from distill.settings import LossSettings, RunSettings
+from distill.state import check_state, pack, unpack
 from distill.student import Student
-from distill.teachers.sources import ModelTeacher
+from distill.teachers.checkpoint import ModelTeacher
 
 Make = Callable[..., Distillation]
 
 
 @pytest.fixture(scope="session")
 def make(tiny_config: Callable[..., dict[str, Any]], prepared: Prepared) -> Make:
-    return lambda *overrides: Distillation(ProcessSettings.from_config(tiny_config(*overrides)))
+    return lambda *overrides: Distillation(RunSettings.from_config(tiny_config(*overrides)))
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +38,7 @@ def actions(seed: int, steps: int = 6) -> np.ndarray:
 
 
 def apart(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
-    """Mean distance of two students' weights. Padding rounds differently from batch to batch, and Adam makes much of little."""
+    """Mean distance of two students' weights. Padding changes the rounding, and AdamW enlarges small differences."""
     return float(torch.cat([(a - b).abs().flatten() for a, b in zip(one, other, strict=True)]).mean())
 
 
@@ -66,7 +67,7 @@ def test_the_same_actions_give_the_same_student(tiny: Distillation, make: Make) 
     assert not same(first, run(tiny, 3, flipped)), "one bit"
 
 
-def test_a_look_ahead_is_what_the_step_sees_and_costs_it_no_forward(
+def test_a_look_ahead_gives_the_logits_of_the_step_at_no_further_forward(
     tiny: Distillation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = run(tiny, 3, actions(0))
@@ -78,13 +79,12 @@ def test_a_look_ahead_is_what_the_step_sees_and_costs_it_no_forward(
         seen = tiny.look_ahead()
         assert torch.equal(tiny.look_ahead(), seen)
         assert not seen.requires_grad
-        logits, _ = tiny.step(a)
-        assert torch.equal(logits, seen)
+        assert torch.equal(tiny.step(a).logits, seen)
     assert same(tiny.student.weights(), wanted)
     assert len(forwards) == len(actions(0))
 
 
-def test_a_look_at_weights_that_were_changed_since_is_not_used(tiny: Distillation) -> None:
+def test_a_look_ahead_is_not_used_after_the_weights_have_changed(tiny: Distillation) -> None:
     tiny.begin(3)
     tiny.step(actions(0)[0])
     seen = tiny.look_ahead()
@@ -93,14 +93,14 @@ def test_a_look_at_weights_that_were_changed_since_is_not_used(tiny: Distillatio
     assert not torch.allclose(tiny.look_ahead(), seen)
     tiny.look_ahead()
     tiny.student.restore(tiny.warm)
-    logits, _ = tiny.step(actions(0)[1])
+    logits = tiny.step(actions(0)[1]).logits
     tiny.begin(3)
     tiny.step(actions(0)[0])
     tiny.student.restore(tiny.warm)
-    assert torch.equal(tiny.step(actions(0)[1])[0], logits)
+    assert torch.equal(tiny.step(actions(0)[1]).logits, logits)
 
 
-def test_a_look_without_gradients_is_not_used(tiny: Distillation) -> None:
+def test_a_look_ahead_without_gradients_is_not_used(tiny: Distillation) -> None:
     wanted = run(tiny, 3, actions(0))
     tiny.begin(3)
     for a in actions(0):
@@ -110,14 +110,14 @@ def test_a_look_without_gradients_is_not_used(tiny: Distillation) -> None:
     assert same(tiny.student.weights(), wanted)
 
 
-def test_with_dropout_a_look_is_clean_and_the_step_draws_its_own(make: Make) -> None:
+def test_with_dropout_a_look_ahead_is_clean_and_the_step_has_its_own_logits(make: Make) -> None:
     d = make("student.dropout=0.3")
     wanted = run(d, 3, actions(0))
     d.begin(3)
     for a in actions(0):
         seen = d.look_ahead()
-        assert torch.equal(seen, d.student.forward(d.current.inputs).detach())
-        assert not torch.equal(d.step(a)[0], seen)
+        assert torch.equal(seen, d.student.forward(d.batch.inputs).detach())
+        assert not torch.equal(d.step(a).logits, seen)
     assert same(d.student.weights(), wanted)
 
 
@@ -133,7 +133,7 @@ def test_a_step_is_the_gradient_of_the_loss(make: Make) -> None:
         "student.optimizer=sgd", "student.clip=0", "student.weight_decay=0", "student.lr=0.5", "loss.temperature=2"
     )
     d.begin(1)
-    now, chosen = d.current, actions(5)[0]
+    now, chosen = d.batch, actions(5)[0]
     assert now is not None
     texts = [d.train_split.texts[i] for i in now.rows]
     inputs = d.student.tokenizer([t[0] for t in texts], padding=True, return_tensors="pt")
@@ -144,16 +144,18 @@ def test_a_step_is_the_gradient_of_the_loss(make: Make) -> None:
         logits, gold, torch.from_numpy(chosen), soft_labels(teachers, 2.0), LossSettings(d.settings.loss.alpha, 2.0)
     )
     slope, before = torch.autograd.grad(losses.mean(), d.student.params), d.student.weights()
-    said, lost = d.step(chosen)
-    torch.testing.assert_close(said, logits.detach())
-    torch.testing.assert_close(lost, losses.detach())
+    result = d.step(chosen)
+    torch.testing.assert_close(result.logits, logits.detach())
+    torch.testing.assert_close(result.losses, losses.detach())
+    assert result.lr == 0.5
+    assert result.clip is None
     for b, g, p in zip(before, slope, d.student.params, strict=True):
         torch.testing.assert_close(p.detach(), b - 0.5 * g, rtol=1e-4, atol=1e-6)
 
 
-def test_the_current_batch(tiny: Distillation) -> None:
+def test_the_training_batch(tiny: Distillation) -> None:
     tiny.begin(2)
-    now = tiny.current
+    now = tiny.batch
     assert now is not None
     assert now.rows.shape == now.labels.shape == (8,)
     assert now.logits.shape == now.probs.shape == (8, 4, 2)
@@ -182,13 +184,46 @@ def test_budget(tiny: Distillation, make: Make) -> None:
     assert (by_epochs.budget, by_epochs.warm_budget) == (12, 5)  # 200 / 8 = 25 steps an epoch
 
 
-def test_going_on_without_a_restart(tiny: Distillation) -> None:
+def test_begin_without_a_restart(tiny: Distillation) -> None:
     end = run(tiny, 0, actions(0))
     tiny.begin(1, restart=False)
     assert same(end, tiny.student.weights())
     assert tiny.student.steps == 0
     tiny.begin(1)
     assert same(tiny.warm, tiny.student.weights())
+
+
+@pytest.mark.parametrize("more", [[], ["student.dropout=0.3"], ["student.optimizer=sgd"]], ids=str)
+def test_a_state_continues_in_another_process_object(make: Make, more: list[str]) -> None:
+    d, other = make(*more), make(*more)
+    check_state(unpack(pack(d.state_dict())), d.state_template())  # before any run
+    run(d, 5, actions(0)[:3])
+    state = pack(d.state_dict())
+    end = [d.step(a) for a in actions(0)[3:]]
+    assert {"student/classifier.weight", "stream/queue", "rng", "rows"} <= state.keys()
+    tree = unpack(state)
+    check_state(tree, d.state_template())
+    other.load_state_dict(tree)
+    assert (other.student.steps, other.student.budget, other.done) == (3, 6, False)
+    for a, wanted in zip(actions(0)[3:], end, strict=True):
+        result = other.step(a)
+        assert torch.equal(result.logits, wanted.logits)
+        assert torch.equal(result.losses, wanted.losses)
+        assert result.lr == wanted.lr
+    assert same(other.student.weights(), d.student.weights())
+    assert other.done
+
+
+def test_a_step_reports_the_factor_of_clipping(make: Make) -> None:
+    d, free = make("student.clip=0.05"), make("student.clip=0")
+    for one in (d, free):
+        one.begin(1)
+        one.step(actions(0)[0])
+    result = d.step(actions(0)[1])
+    assert result.clip is not None
+    assert 0 < float(result.clip) < 1
+    assert result.lr == d.settings.student.lr
+    assert free.step(actions(0)[1]).clip is None
 
 
 # --- roles ------------------------------------------------------------------------------------------------------------
@@ -256,21 +291,83 @@ def test_prepared_is_shared_and_the_seed_is_not_part_of_it(make: Make) -> None:
     assert make("task.corpus.seed=1").prepared is not first
 
 
-def test_a_second_session_fits_and_computes_nothing(
+def test_a_second_session_fine_tunes_and_computes_nothing(
     tiny_config: Any, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("distill.teachers.fit", refuse)
-    monkeypatch.setattr("distill.teachers.ModelTeacher.compute", refuse)
-    monkeypatch.setattr("distill.signals.BagEncoder.compute", refuse)
+    monkeypatch.setattr("distill.teachers.finetune.fit", refuse)
+    monkeypatch.setattr("distill.teachers.checkpoint.ModelTeacher.compute", refuse)
+    monkeypatch.setattr("distill.teachers.encoders.BagEncoder.compute", refuse)
     monkeypatch.setattr(process, "_PREPARED", type(process._PREPARED)())
-    again = prepare(ProcessSettings.from_config(tiny_config()))
+    again = Prepared.of(RunSettings.from_config(tiny_config())).load()
     assert again is not prepared
     assert again.fingerprint == prepared.fingerprint
     rows = np.arange(200)
     np.testing.assert_array_equal(again.signals("train").logits(rows), prepared.signals("train").logits(rows))
+
+
+@pytest.fixture
+def own_files(tiny_config: Any, tmp_path: Path) -> tuple[Callable[[int], None], Any]:
+    """`write(seed)` writes a training file and a teacher's predictions for it; settings of a run on them."""
+    train, test, said = (tmp_path / f"{name}.csv" for name in ("train", "test", "said"))
+    test.write_text("id,text,label\n" + "".join(f"t{i},a film,{'bad' if i % 2 else 'good'}\n" for i in range(10)))
+
+    def write(seed: int) -> None:
+        labels = np.random.default_rng(seed).permutation(np.arange(60) % 2)
+        rows = [
+            f"r{i},{'fine' if y else 'dull'} film number {i},{'good' if y else 'bad'}" for i, y in enumerate(labels)
+        ]
+        train.write_text("\n".join(["id,text,label", *rows]) + "\n")
+        rows = [f"r{i},{0.9 - 0.8 * y:.1f},{0.1 + 0.8 * y:.1f}" for i, y in enumerate(labels)]
+        said.write_text("\n".join(["id,bad,good", *rows]) + "\n")
+
+    write(0)
+    overrides = [
+        "task=files",
+        f"task.train={train}",
+        f"task.test={test}",
+        "task.text=[text]",
+        "task.id=id",
+        "task.reward_size=10",
+        "task.dev_size=10",
+        f"teachers.pool=[{{name: llm, kind: predictions, path: {said}}}]",
+    ]
+    return write, RunSettings.from_config(tiny_config(*overrides))
+
+
+def test_a_file_that_was_rewritten_is_read_again(own_files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process, with the same settings and the same names of files."""
+    write, settings = own_files
+    first = Distillation(settings)
+    assert Distillation(settings).prepared is first.prepared
+    write(1)  # of the same size to the byte
+    second = Distillation(settings)
+    assert second.prepared is not first.prepared
+    assert second.prepared.fingerprint != first.prepared.fingerprint
+    assert not same(first.warm, second.warm)
+    monkeypatch.setattr(process, "_PREPARED", type(process._PREPARED)())
+    fresh = Distillation(settings)  # as another process reads it
+    for one, other in ((first, second), (fresh, second)):
+        texts = one.train_split.texts == other.train_split.texts
+        assert (texts, one.task.fingerprint == other.task.fingerprint) == (one is fresh, one is fresh)
+    assert same(fresh.warm, second.warm)
+    rows = np.arange(len(fresh.train_split))
+    np.testing.assert_array_equal(fresh.signals.logits(rows), second.signals.logits(rows))
+    np.testing.assert_array_equal(second.signals.logits(rows)[:, 0].argmax(1), second.labels)
+
+
+def test_predictions_that_were_rewritten_are_read_again(own_files: Any, tmp_path: Path) -> None:
+    _, settings = own_files
+    first = Distillation(settings)
+    path = tmp_path / "said.csv"
+    path.write_text(path.read_text().replace("0.9", "0.7").replace("0.1", "0.3"))
+    second = Distillation(settings)
+    assert second.prepared is not first.prepared
+    rows = np.arange(len(first.train_split))
+    assert np.exp(first.signals.logits(rows)).max() == pytest.approx(0.9, abs=1e-4)
+    assert np.exp(second.signals.logits(rows)).max() == pytest.approx(0.7, abs=1e-4)
 
 
 def test_live_signals_train_the_same_student(tiny: Distillation, make: Make) -> None:
@@ -279,8 +376,8 @@ def test_live_signals_train_the_same_student(tiny: Distillation, make: Make) -> 
     assert apart(stored_run, live_run) < 0.01 * apart(stored_run, tiny.warm)
 
 
-def test_live_teachers_nobody_chose_are_not_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the student is the one that all of them, run and then left out, would have made."""
+def test_live_teachers_that_are_not_chosen_are_not_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The student is the same as when all of them are run and then left out."""
     asked: list[tuple[str, int]] = []
     real = ModelTeacher.at
     monkeypatch.setattr(
@@ -299,11 +396,11 @@ def test_live_teachers_nobody_chose_are_not_run(make: Make, monkeypatch: pytest.
         counts = {name: int((a[:, k] > 0).sum()) for k, name in enumerate(live.signals.names)}
         assert dict(asked) == {name: count for name, count in counts.items() if count}
         asked.clear()
-        assert whole.current is not None
-        assert whole.current.logits.shape == (*whole.current.shape, 2)  # somebody looked at all of them first
+        assert whole.batch is not None
+        assert whole.batch.logits.shape == (*whole.batch.shape, 2)  # all of them were read before
         asked.clear()
         whole.step(a)
-        assert not asked, "what was looked at is not asked for again"
+        assert not asked, "logits that were read are not computed again"
     assert apart(live.student.weights(), whole.student.weights()) < 0.01 * apart(live.student.weights(), live.warm)
 
 
@@ -321,7 +418,7 @@ def test_dropout_draws_from_the_runs_own_stream(make: Make) -> None:
             d.step(a)
             d.evaluate("dev")
         assert torch.equal(torch.get_rng_state(), before)
-        torch.rand(outside)  # what others draw between two runs
+        torch.rand(outside)  # other code draws between two runs
         runs.append(d.student.weights())
     assert same(*runs)
     assert not same(runs[0], run(d, 8, actions(0)))
@@ -330,8 +427,8 @@ def test_dropout_draws_from_the_runs_own_stream(make: Make) -> None:
 def test_dropout_is_on_in_steps_alone(make: Make) -> None:
     d = make("student.dropout=0.3")
     d.begin(7)
-    assert d.current is not None
-    still = d.student.forward(d.current.inputs).detach()
-    assert torch.equal(still, d.student.forward(d.current.inputs))
-    noisy, _ = d.step(actions(0)[0])
+    assert d.batch is not None
+    still = d.student.forward(d.batch.inputs).detach()
+    assert torch.equal(still, d.student.forward(d.batch.inputs))
+    noisy = d.step(actions(0)[0]).logits
     assert not torch.allclose(noisy, still, atol=1e-3)

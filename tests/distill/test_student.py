@@ -1,4 +1,4 @@
-"""The student: its steps and schedule, looking without touching, first-order probes, weights and saving."""
+"""The student: its steps and schedule, reading without changing, first-order probes, weights and saving."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distill.losses import label_loss
 from distill.models.build import fresh_classifier, word_tokenizer
 from distill.models.engine import Engine
 from distill.models.loading import load_classifier, load_tokenizer
-from distill.settings import StudentSettings
+from distill.settings import STUDENT_KINDS, CheckpointStudent, StudentSettings, TruncateStudent
 from distill.student import Student
 from distill.teachers.finetune import vocabulary_texts
 
@@ -93,11 +93,15 @@ def test_learning_rates(make: Make, batch: Any, settings: dict[str, Any], expect
 def test_what_a_step_returns(make: Make, batch: Any) -> None:
     student = make()
     before = student.forward(batch[0]).detach()
-    logits, losses = student.step(batch[0], label_loss(batch[1]))
-    assert torch.equal(logits, before)
-    assert torch.equal(losses, F.cross_entropy(before, batch[1], reduction="none"))
-    assert not logits.requires_grad
-    assert not losses.requires_grad
+    norm = torch.cat([g.flatten() for g in grads(student, batch)]).norm()
+    result = student.step(batch[0], label_loss(batch[1]))
+    assert torch.equal(result.logits, before)
+    assert torch.equal(result.losses, F.cross_entropy(before, batch[1], reduction="none"))
+    assert not result.logits.requires_grad
+    assert not result.losses.requires_grad
+    assert result.lr == 0.01
+    assert result.clip is not None
+    torch.testing.assert_close(result.clip, (1 / norm).clamp_max(1), rtol=1e-4, atol=1e-6)
     assert all(p.grad is None for p in student.params)
     assert not torch.equal(student.forward(batch[0]), before)
 
@@ -106,10 +110,11 @@ def test_clipping(make: Make, batch: Any) -> None:
     for clip in (0.01, 0.0):
         student = make(optimizer="sgd", lr=1.0, clip=clip, weight_decay=0.0)
         before, norm = student.weights(), torch.cat([g.flatten() for g in grads(student, batch)]).norm().item()
-        student.step(batch[0], label_loss(batch[1]))
+        factor = student.step(batch[0], label_loss(batch[1])).clip
         moved = torch.cat([(a - b).flatten() for a, b in zip(student.weights(), before, strict=True)]).norm().item()
         assert norm > 0.1
         assert moved == pytest.approx(clip or norm, rel=1e-3)
+        assert factor is None if not clip else float(factor) == pytest.approx(clip / norm, rel=1e-3)
 
 
 def test_decay_is_for_matrices_alone(make: Make, batch: Any) -> None:
@@ -145,7 +150,7 @@ def test_it_learns(make: Make, batch: Any) -> None:
 
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
 def test_fast_forms_train_the_same_student(small_task: Task, amp: torch.dtype | None) -> None:
-    """But for rounding: five steps of SGD, which adds no roots of small numbers of its own."""
+    """But for rounding: five steps of SGD, which does not enlarge it as AdamW does."""
     tokenizer = word_tokenizer(vocabulary_texts(small_task), 32)
     config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config |= {"initializer_range": 0.3, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # type: ignore[dict-item]
@@ -182,10 +187,10 @@ def test_frozen_embeddings(make: Make, batch: Any) -> None:
     )
 
 
-# --- looking without touching -----------------------------------------------------------------------------------------
+# --- reading without changing -----------------------------------------------------------------------------------------
 
 
-def test_looking_leaves_everything(make: Make, small_task: Task, batch: Any) -> None:
+def test_reading_the_student_changes_nothing(make: Make, small_task: Task, batch: Any) -> None:
     student = make(dropout=0.3)
     tokens = TokenizedSplit.build(small_task.splits["dev"].texts, student.tokenizer, 32)
     student.begin(9)
@@ -258,7 +263,7 @@ def test_exact_direction_against_brute_force(make: Make, batch: Any, somewhere: 
 def test_differences_agree_with_the_exact_derivative(
     make: Make, batch: Any, somewhere: Any, method: str, off: float
 ) -> None:
-    student = make(dropout=0.3)  # which must not show
+    student = make(dropout=0.3)  # it must have no effect
     v = somewhere(student)
     exact, near = student.directional(batch[0], v, "exact"), student.directional(batch[0], v, method)
     assert ((near - exact).norm() / exact.norm()).item() < off
@@ -281,10 +286,10 @@ def test_auto_is_finite_in_full_precision_and_exact_under_autocast(make: Make, b
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_probe_is_finished_by_the_logits_of_the_step(
+def test_a_probe_uses_the_logits_of_the_step(
     make: Make, batch: Any, somewhere: Any, monkeypatch: pytest.MonkeyPatch, dropout: float
 ) -> None:
-    """One forward, and not two; where the step's logits are noisy, clean ones of its own."""
+    """One forward instead of two; where the step's logits are noisy, it computes clean ones."""
     student = make(dropout=dropout)
     v = somewhere(student)
     expected = student.directional(batch[0], v, "finite")
@@ -292,7 +297,7 @@ def test_a_probe_is_finished_by_the_logits_of_the_step(
     student.model.register_forward_pre_hook(lambda *_: forwards.append(1))
     slope = student.probe(batch[0], v, "finite")
     assert len(forwards) == (1 if dropout == 0 else 2)
-    logits, _ = student.step(batch[0], label_loss(batch[1]))
+    logits = student.step(batch[0], label_loss(batch[1])).logits
     torch.testing.assert_close(slope(logits), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -379,8 +384,6 @@ def test_saved_students_load_anywhere(make: Make, small_task: Task, batch: Any, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "path"}, "student.kind=path needs student.path"),
-        ({"kind": "truncate", "path": "x"}, "needs student.layers > 0, got None"),
         ({"optimizer": "adam"}, "student.optimizer=adam is not known; .*did you mean adamw"),
         ({"lr": -1.0}, "student.lr=-1.0 must be positive"),
         ({"warmup": 1.0}, r"student.warmup=1.0 must lie in \[0, 1\)"),
@@ -389,6 +392,22 @@ def test_saved_students_load_anywhere(make: Make, small_task: Task, batch: Any, 
         ({"max_length": 2}, "student.max_length=2 must be above 2"),
     ],
 )
-def test_refused_settings(settings: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("kind", STUDENT_KINDS)
+def test_refused_settings(settings: dict[str, Any], message: str, kind: str) -> None:
+    needed = {"truncate": {"path": "x", "layers": 1}, "checkpoint": {"path": "x"}}.get(kind, {})
     with pytest.raises(UserError, match=message):
-        StudentSettings(**settings)
+        STUDENT_KINDS[kind](**needed, **settings)
+
+
+@pytest.mark.parametrize(
+    ("make_settings", "message"),
+    [
+        (CheckpointStudent, "student.kind=checkpoint needs student.path"),
+        (TruncateStudent, "student.kind=truncate needs student.path"),
+        (lambda: TruncateStudent(path="x"), "needs student.layers > 0, got None"),
+        (lambda: TruncateStudent(path="x", layers=0), "needs student.layers > 0, got 0"),
+    ],
+)
+def test_what_a_kind_of_student_needs(make_settings: Callable[[], StudentSettings], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_settings()

@@ -1,4 +1,4 @@
-"""The two faces of the tiny run."""
+"""The two interfaces of the tiny run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make(tiny_overrides: list[str]) -> Make:
 
 @pytest.fixture(scope="session")
 def make_vec(tiny_overrides: list[str]) -> Make:
-    """The vector face of the same run."""
+    """The vector environment of the same run."""
 
     def build(*more: str, num_envs: int = B, **kwargs: Any) -> Any:
         return gym.make_vec("TeacherSelect-v0", num_envs=num_envs, overrides=[*tiny_overrides, *more], **kwargs)

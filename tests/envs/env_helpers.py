@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.observations import PARTS
+from distill.settings import PARTS
 
 B, K, STEPS = 8, 4, 6  # of the tiny run
 ALL_PARTS = f"observation.parts=[{', '.join(PARTS)}]"
-STATES = ["reward.credit=influence", "student.dropout=0.1", ALL_PARTS]  # every part that a state must hold
+STATES = ["credit.name=counterfactual", "student.dropout=0.1", ALL_PARTS]  # every part that a state must hold
 Make = Callable[..., Any]
 
 
@@ -40,7 +40,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 def episode(env: Any, seed: int | None, actions: np.ndarray) -> list[Any]:
-    """Everything that a single environment says in an episode."""
+    """Everything that a single environment returns in an episode."""
     seen: list[Any] = [env.reset(seed=seed)]
     for action in actions.reshape(-1, K):
         seen.append(env.step(action))

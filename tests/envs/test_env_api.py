@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from distill.checks import UserError
-from envs.observations import LOSS_CAP, PARTS
+from distill.settings import PARTS
+from envs import observations
+from envs.observations import LOSS_CAP
 from envs.teacher_select import TeacherSelectEnv, TeacherSelectVectorEnv
 
 # --- registration and checkers ----------------------------------------------------------------------------------------
@@ -40,7 +42,7 @@ def test_import_is_light_and_idempotent():
     assert (done.returncode, done.stdout.strip()) == (0, "set()"), done.stderr
 
 
-def test_the_module_form_registers_by_itself(tiny_overrides, monkeypatch):
+def test_the_module_form_registers_the_environment(tiny_overrides, monkeypatch):
     monkeypatch.delitem(sys.modules, "envs")
     monkeypatch.delitem(gym.registry, "TeacherSelect-v0")
     with pytest.raises(gym.error.NameNotFound):
@@ -60,7 +62,9 @@ def test_make(tiny_overrides):
 
 
 @pytest.mark.parametrize("checker", [check_env, sb3_check_env])
-@pytest.mark.parametrize("more", [[], [ALL_PARTS, "student.dropout=0.1", "reward.credit=influence"], ["reward=paper3"]])
+@pytest.mark.parametrize(
+    "more", [[], [ALL_PARTS, "student.dropout=0.1", "credit.name=counterfactual"], ["reward=paper3"]]
+)
 def test_checkers_pass_without_a_warning(make, checker, more):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -127,7 +131,8 @@ def one_line(error: pytest.ExceptionInfo[UserError], *words: str) -> None:
         ({"overrides": ["observation.parts=[teacher_los]"]}, ["teacher_los", "teacher_loss"]),
         ({"overrides": ["observation.parts=[]"]}, ["observation.parts"]),
         ({"overrides": ["observation.parts=[progress, progress]"]}, ["progress", "twice"]),
-        ({"overrides": ["reward.credit=half"]}, ["reward.credit", "half"]),
+        ({"overrides": ["credit.name=half"]}, ["credit.name=half", "shared, influence, counterfactual"]),
+        ({"overrides": ["reward.name=half"]}, ["reward.name=half", "validation_gain, paper1"]),
         ({"config": {"task": {}}, "task": "bundled"}, ["config", "task"]),
         ({"render_mode": "svg"}, ["render_mode=svg is not known; choose from ansi, rgb_array"]),
     ],
@@ -142,11 +147,11 @@ def test_wrong_arguments_end_in_one_line(kwargs, words, vector):
     one_line(error, *words)
 
 
-@pytest.mark.parametrize("face", [TeacherSelectEnv, TeacherSelectVectorEnv])
-def test_render_mode_human_is_not_ours(face):
-    """`gym.make` never hands it on: Gymnasium draws `rgb_array` in a window of its own."""
+@pytest.mark.parametrize("interface", [TeacherSelectEnv, TeacherSelectVectorEnv])
+def test_render_mode_human_is_left_to_gymnasium(interface):
+    """`gym.make` does not pass it on: Gymnasium itself shows `rgb_array` in a window."""
     with pytest.raises(UserError, match=r"^render_mode=human is not known; choose from ansi, rgb_array$"):
-        face(render_mode="human")
+        interface(render_mode="human")
 
 
 def test_an_unknown_keyword_is_named():
@@ -263,6 +268,10 @@ def test_vector_step_needs_a_reset(make_vec, mode):
 # --- observations -----------------------------------------------------------------------------------------------------
 
 
+def test_the_settings_name_every_part():
+    assert tuple(observations.PARTS) == PARTS
+
+
 @pytest.mark.parametrize("more", ["observation=paper", "observation=student", ALL_PARTS])
 def test_layout_covers_the_observation_exactly(make, make_vec, more):
     for env in (make(more), make_vec(more).unwrapped):
@@ -322,11 +331,19 @@ def test_observations_stay_within_bounds(make, parts, seed, chance, lr):
     assert_same(seen, copies)  # an observation handed out is never written again
 
 
-# --- two faces, one process -------------------------------------------------------------------------------------------
+# --- two interfaces, one process --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", [[], ["reward.credit=influence", "student.dropout=0.1"], ["reward=paper2", ALL_PARTS]])
-def test_both_faces_are_one_process(make, make_vec, more):
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["credit.name=influence"],
+        ["credit.name=counterfactual", "student.dropout=0.1"],
+        ["reward=paper2", ALL_PARTS],
+    ],
+)
+def test_both_interfaces_are_one_process(make, make_vec, more):
     single, vector = make(*more), make_vec(*more, autoreset_mode="disabled")
     state, info = single.reset(seed=5)
     states, infos = vector.reset(seed=5)
@@ -341,7 +358,7 @@ def test_both_faces_are_one_process(make, make_vec, more):
         np.testing.assert_array_equal(info["row_rewards"], rewards)
         assert reward == pytest.approx(rewards.mean(), abs=1e-15)
         assert (ended == done).all()
-        for key in ("gain", "value", "share", "influence"):
+        for key in ("gain", "value", "row_credit", "teacher_advantage"):
             assert (key in info) == (key in infos)
             if key in info:
                 np.testing.assert_array_equal(info[key], infos[key][0] if key in ("gain", "value") else infos[key])
@@ -443,7 +460,7 @@ def test_continue_is_repeated_by_autoresets(make_vec):
 
 
 @pytest.mark.parametrize("more", [[], STATES])
-def test_a_seed_says_everything(make, more):
+def test_a_seed_fixes_the_whole_episode(make, more):
     env, other = make(*more), make(*more)
     first = episode(env, 11, subsets(11))
     assert_same(episode(env, 11, subsets(11)), first)

@@ -1,4 +1,4 @@
-"""What a person sees: one line, or a figure that needs no display."""
+"""Rendering: a status line, or a figure that needs no display."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("film", "food", "hotel", "electronics")
 
 @pytest.fixture(params=["single", "vector"])
 def build(request: pytest.FixtureRequest, make: Any, make_vec: Any) -> Any:
-    """`build(mode)`: one face in a render mode, after a reset."""
+    """`build(mode)`: one of the two environments in a render mode, after a reset."""
 
     def go(mode: str | None, *more: str) -> Any:
         env = (make if request.param == "single" else make_vec)(*more, render_mode=mode)
@@ -96,7 +96,7 @@ def test_rendering_changes_nothing(build):
         np.testing.assert_array_equal(mine[name], its[name], err_msg=name)
 
 
-def test_weights_are_drawn_as_chosen_or_not(make):
+def test_a_positive_weight_counts_as_chosen(make):
     from envs.wrappers import TeacherWeights
 
     env = TeacherWeights(make(render_mode="ansi"))

@@ -1,4 +1,4 @@
-"""Rewards and influence shares, against closed forms, brute force and measurement."""
+"""Rewards and credit, against closed forms, brute force and measurement."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, jvp
 
-from agents.rules import Oracle
 from configs import compose
 from distill.checks import UserError
 from distill.data import bundled
 from distill.losses import distillation_loss, soft_labels
-from distill.settings import CorpusSettings, LossSettings
-from envs.rewards import Reward, RewardSettings, influence_shares
-from envs.teacher_select import Core
+from distill.settings import CorpusSettings, LossSettings, RewardSettings
+from distill.student import StepResult, Student
+from envs.core import Core
+from envs.credit import Influence, influence_shares
+from envs.rewards import REWARDS, ValidationGain
 
 K, B = 4, 8
 Make = Callable[..., Core]
@@ -32,14 +33,14 @@ FIRST_ORDER = (
     "student.clip=0",
     "reward.size=null",
     "reward.every=1",
-    "reward.direction_size=60",
-    "reward.credit=influence",
+    "credit.size=60",
+    "credit.name=counterfactual",
 )
 
 
 @pytest.fixture(scope="module")
 def make(tiny_config: Callable[..., dict[str, Any]]) -> Make:
-    """`make("reward.every=1", ...)`: process, observation and reward of the tiny run."""
+    """`make("reward.every=1", ...)`: process, observation, reward and credit of the tiny run."""
     return lambda *overrides: Core(tiny_config(*overrides))
 
 
@@ -48,7 +49,7 @@ def subsets(rng: np.random.Generator, rows: int = B) -> np.ndarray:
 
 
 def play(core: Core, seed: int = 0, choose: Callable[[], np.ndarray] | None = None) -> tuple[np.ndarray, list[Any]]:
-    """Rewards `[steps,B]` and infos of an episode, under random subsets unless told."""
+    """Rewards `[steps,B]` and infos of an episode, under random subsets if `choose` is not given."""
     rng = np.random.default_rng(seed)
     core.begin(seed)
     rewards, infos = [], []
@@ -60,7 +61,7 @@ def play(core: Core, seed: int = 0, choose: Callable[[], np.ndarray] | None = No
 
 
 def value(core: Core) -> float:
-    """V of the student over the measured rows, computed by another way than `Reward.measure`."""
+    """V of the student over the measured rows, computed in another way than `ValidationGain.score`."""
     reward = core.reward
     logits = core.process.student.predict(core.process.tokens("reward"), 16).numpy()[reward.rows]
     scores = core.process.task.scores(logits, reward.labels[reward.rows])
@@ -76,9 +77,9 @@ def value(core: Core) -> float:
 def test_rewards_telescope(make, every, metric, size):
     core = make(f"reward.every={every}", f"reward.metric={metric}", f"reward.size={size}", "budget.steps=7")
     core.begin(0)
-    start, measured = core.reward.measure(), value(core)
+    start, measured = core.reward.score(), value(core)
     rewards, infos = play(core)
-    end = core.reward.measure()
+    end = core.reward.score()
     assert start != end
     assert len(core.reward.rows) == (30 if size == "30" else 60)
     np.testing.assert_allclose(rewards.sum(0), end - start, atol=1e-9, rtol=0)
@@ -92,20 +93,20 @@ def test_rewards_telescope(make, every, metric, size):
 def test_gains_count_from_where_a_continued_student_stands(make):
     core = make("reward.every=2")
     play(core)
-    stands = core.reward.measure()
+    stands = core.reward.score()
     core.begin(1, restart=False)
     assert core.reward.value == stands
-    assert core.reward.measure() != pytest.approx(make().reward.measure(), abs=1e-6)
+    assert core.reward.score() != pytest.approx(make().reward.score(), abs=1e-6)
 
 
 def test_the_warm_starts_value_is_measured_once(make, monkeypatch):
     core = make()
-    fresh, calls = core.reward.measure(), []
-    monkeypatch.setattr(core.reward, "measure", lambda: (calls.append(1), Reward.measure(core.reward))[1])
+    fresh, calls = core.reward.score(), []
+    monkeypatch.setattr(core.reward, "score", lambda: (calls.append(1), ValidationGain.score(core.reward))[1])
     for seed, restart, count in ((0, True, 1), (1, True, 1), (2, False, 2), (3, True, 2)):
         core.begin(seed, restart)
         assert len(calls) == count
-        assert core.reward.value == Reward.measure(core.reward)
+        assert core.reward.value == ValidationGain.score(core.reward)
         assert (core.reward.value == fresh) == restart
         core.step(np.ones((B, K), np.float32))
 
@@ -117,15 +118,19 @@ def test_shared_credit_gives_every_row_the_gain(make):
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_influence_rows_average_to_the_measured_gain(make, every):
-    core = make("reward.credit=influence", f"reward.every={every}")
+@pytest.mark.parametrize("credit", ["influence", "counterfactual"])
+def test_rows_average_to_the_measured_gain(make, every, credit):
+    core = make(f"credit.name={credit}", f"reward.every={every}")
     rewards, infos = play(core)
     shared, _ = play(make(f"reward.every={every}"))
     np.testing.assert_allclose(rewards.mean(1), shared[:, 0], atol=1e-12, rtol=0)
-    assert not infos[0]["share"].any(), "AdamW has no scale before its first step"
-    assert not infos[0]["influence"].any()
+    assert not infos[0]["row_credit"].any(), "AdamW has no scale before its first step"
+    assert all(("teacher_advantage" in info) == (credit == "counterfactual") for info in infos)
+    if credit == "counterfactual":
+        assert not infos[0]["teacher_advantage"].any()
+        assert all(info["teacher_advantage"].any() for info in infos[1:])
     for step, (reward, info) in enumerate(zip(rewards, infos, strict=True)):
-        share = info["share"]
+        share = info["row_credit"]
         assert share.std() > 0 or step == 0
         np.testing.assert_allclose(reward - reward.mean(), B * (share - share.mean()), atol=1e-12, rtol=0)
 
@@ -138,7 +143,7 @@ def test_the_value_does_not_depend_on_the_evaluation_batch(make, metric):
     for size in (7, 256):
         core.reward.batches = core.reward._prepare(size)
         assert sum(len(labels) for _, labels in core.reward.batches) == 60
-        values.append(core.reward.measure())
+        values.append(core.reward.score())
     assert values[0] == pytest.approx(values[1], abs=1e-6)
 
 
@@ -151,7 +156,7 @@ def test_measuring_moves_nothing(make, dropout):
     optimizer = [t.clone() for state in student.optimizer.state.values() for t in state.values()]
     torch.manual_seed(3)
     rng, own = torch.get_rng_state(), core.process.rng_state.clone()
-    assert core.reward.measure() == core.reward.measure()
+    assert core.reward.score() == core.reward.score()
     assert all(map(torch.equal, student.weights(), before))
     assert all(map(torch.equal, [t for state in student.optimizer.state.values() for t in state.values()], optimizer))
     assert all(p.grad is None for p in student.params)
@@ -180,7 +185,7 @@ def test_the_reward_refuses_data_of_another_role(make):
     splits = {**core.process.task.splits, "reward": core.process.task.splits["dev"]}
     process = SimpleNamespace(task=SimpleNamespace(splits=splits))
     with pytest.raises(ValueError, match="role dev"):
-        Reward(RewardSettings(), process)
+        ValidationGain(RewardSettings(), process)
 
 
 @pytest.mark.parametrize(
@@ -188,28 +193,38 @@ def test_the_reward_refuses_data_of_another_role(make):
     [
         "reward.name=gain",
         "reward.metric=f1",
-        "reward.credit=each",
-        "reward.method=forward",
+        "credit.name=each",
+        "+reward.method=finite",
+        "+reward.credit=influence",
+        "+reward.direction_decay=0.5",
+        "+reward.horizon=1",
         "reward.every=0",
         "reward.size=0",
-        "reward.direction_size=0",
-        "reward.direction_every=-1",
-        "reward.direction_decay=1",
-        "reward.horizon=-1",
+        "credit.size=0",
+        "credit.every=-1",
         "reward.accuracy_weight=1.5",
         "reward.every=often",
         "+reward.sizes=3",
     ],
 )
 def test_wrong_settings_end_in_one_line(make, override):
-    key = override.lstrip("+").partition("=")[0].rpartition(".")[2]
-    with pytest.raises(UserError, match=rf"^reward.*{key}.*$"):
+    group, _, key = override.lstrip("+").partition("=")[0].partition(".")
+    with pytest.raises(UserError, match=rf"^{group}.*{key}.*$"):
         make(override)
 
 
-def test_influence_goes_with_the_gain_only(make):
-    with pytest.raises(UserError, match=r"^reward\.credit=influence.*paper1$"):
-        make("reward=paper1", "reward.credit=influence")
+@pytest.mark.parametrize("credit", ["influence", "counterfactual"])
+@pytest.mark.parametrize("reward", ["paper1", "paper2", "paper3"])
+def test_credit_by_row_goes_with_the_gain_only(make, reward, credit):
+    with pytest.raises(
+        UserError, match=rf"^credit\.name={credit} [^\n]*validation_gain, not with reward={reward}; [^\n]*$"
+    ):
+        make(f"reward={reward}", f"credit.name={credit}")
+
+
+@pytest.mark.parametrize("reward", ["validation_gain", "paper2"])
+def test_an_environment_alone_shares_the_reward(make, reward):
+    assert make(f"reward={reward}").settings.credit.name == "shared"
 
 
 # --- the paper's rewards ----------------------------------------------------------------------------------------------
@@ -232,7 +247,7 @@ def test_paper_rewards_by_hand(name, expected):
     right, wrong = [2 * math.log(3), 0.0], [0.0, 2 * math.log(3)]
     soft = torch.tensor([[right, wrong]] * 3).div(2).softmax(-1)
     batch: Any = SimpleNamespace(inputs={}, gold=torch.tensor([0, 0, 1]), soft_for=lambda actions: soft)
-    reward = Reward.__new__(Reward)
+    reward = object.__new__(REWARDS[name])
     reward.settings, reward.batches = RewardSettings(name=name, accuracy_weight=0.25), []
     reward.process = SimpleNamespace(
         student=SimpleNamespace(forward=lambda inputs: student, score=lambda batches: (9.0, 0.8)),
@@ -240,7 +255,8 @@ def test_paper_rewards_by_hand(name, expected):
     )
     if expected is None:
         expected = 0.75 * (-(math.log(2) - math.log(0.9) + math.log(10)) / 3 - 2 * math.log(3) / 3) + 0.25 * 0.8
-    assert reward._paper(batch, np.array([[1, 1], [0, 1], [0, 0]])) == pytest.approx(expected, abs=1e-6)
+    actions, result = np.array([[1, 1], [0, 1], [0, 0]]), StepResult(student, torch.zeros(3), 0.1, None)
+    assert reward.measure(batch, actions, result) == pytest.approx(expected, abs=1e-6)
 
 
 def test_paper_rewards_are_paid_again_until_the_next_measurement(make):
@@ -262,7 +278,7 @@ def test_paper1_on_the_next_batch(make, monkeypatch, dropout):
     steps = 0
     while not core.process.done:
         _, rewards, _, _ = core.step(subsets(np.random.default_rng(steps)))
-        coming = core.process.current
+        coming = core.process.batch
         with torch.no_grad():
             expected = -F.cross_entropy(forward(coming.inputs), coming.gold).item()
         np.testing.assert_allclose(rewards, expected, atol=1e-6)
@@ -282,7 +298,7 @@ def test_paper_rewards_look_at_the_student_after_the_step(make, name):
     core.begin(0)
     rng = np.random.default_rng(0)
     for _ in range(3):
-        batch, actions = core.process.current, subsets(rng)
+        batch, actions = core.process.batch, subsets(rng)
         actions[0] = 0
         _, rewards, _, info = core.step(actions)
         with torch.no_grad():
@@ -311,7 +327,7 @@ def test_paper_rewards_look_at_the_student_after_the_step(make, name):
 
 
 class Toy:
-    """A float64 network, its reward gradient v, and brute-force `<grad l_i, v>` for any subset."""
+    """A float64 network, its reward gradient v, and `<grad l_i, v>` by brute force for any subset."""
 
     def __init__(self, classes: int, loss: LossSettings, rows: int = 7) -> None:
         g = torch.Generator().manual_seed(classes)
@@ -354,7 +370,7 @@ LOSSES = [LossSettings(0.3, 1.0), LossSettings(0.5, 5.0), LossSettings(0.0, 2.0)
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda s: f"alpha{s.alpha}-T{s.temperature}")
 @pytest.mark.parametrize("weights", [False, True])
 def test_shares_equal_brute_force(classes, loss, weights):
-    """All 8 subsets of 3 teachers, as bits or as weights; every bit flipped, the one that empties the subset too."""
+    """All 8 subsets of 3 teachers, as bits or as weights; every bit flipped, also the one that empties the subset."""
     toy = Toy(classes, loss, rows=8)
     scale = torch.tensor([0.2, 1.7, 0.9], dtype=torch.float64) if weights else torch.ones(3, dtype=torch.float64)
     actions = BITS * scale
@@ -373,24 +389,35 @@ def test_shares_equal_brute_force(classes, loss, weights):
 # --- influence: in the environment ------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def derivative(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`derivative("exact")`: credit takes the slope of the logits by this method of `Student.probe`."""
+    true = Student.probe
+
+    def use(method: str) -> None:
+        monkeypatch.setattr(Student, "probe", lambda self, batch, direction: true(self, batch, direction, method))
+
+    return use
+
+
 @pytest.mark.parametrize(
     ("optimizer", "method", "tolerance"),
     [("sgd", "exact", 1e-4), ("adamw", "exact", 1e-4), ("sgd", "central", 5e-3), ("sgd", "finite", 0.1)],
 )
 @pytest.mark.parametrize("clip", [0, 0.05])
-def test_info_holds_brute_force_shares(make, optimizer, method, tolerance, clip):
-    """`share` and `influence` of a real student against per-example gradients, in units of V: lr/B, clipping included."""
-    settings = [f"student.optimizer={optimizer}", f"reward.method={method}", f"student.clip={clip}", "student.lr=0.01"]
-    core = make(*FIRST_ORDER, *settings)
+def test_info_holds_brute_force_shares(make, derivative, optimizer, method, tolerance, clip):
+    """`row_credit` and `teacher_advantage` of a real student against gradients by row, in units of V: lr/B, clipping included."""
+    derivative(method)
+    core = make(*FIRST_ORDER, f"student.optimizer={optimizer}", f"student.clip={clip}", "student.lr=0.01")
     process, student, reward = core.process, core.process.student, core.reward
     core.begin(0)
     rng = np.random.default_rng(5)
     core.step(subsets(rng))  # AdamW has its moments from here on
-    now, actions = process.current, subsets(rng)
+    now, actions = process.batch, subsets(rng)
     actions[0], actions[1] = 0, np.eye(K)[2]
     logits = student.forward(now.inputs)
     held = process.tokens("reward").batch(reward.rows)
-    raw = torch.autograd.grad(F.cross_entropy(student.forward(held), reward._gold(reward.rows)), student.params)
+    raw = torch.autograd.grad(F.cross_entropy(student.forward(held), reward.gold(reward.rows)), student.params)
 
     def gradients(chosen: np.ndarray) -> Tensor:
         losses = distillation_loss(logits, now.gold, torch.from_numpy(chosen), now.soft, process.settings.loss)
@@ -403,21 +430,22 @@ def test_info_holds_brute_force_shares(make, optimizer, method, tolerance, clip)
         on[:, k], off[:, k] = 1, 0
         flips.append(gradients(on) - gradients(off))
     _, _, _, info = core.step(actions)
-    assert reward.direction is not None
-    v = torch.cat([d.flatten() for d in reward.direction.values()]).double()
+    assert core.credit.direction is not None
+    v = torch.cat([d.flatten() for d in core.credit.direction.values()]).double()
     if optimizer == "sgd":
         torch.testing.assert_close(v, torch.cat([g.flatten() for g in raw]).double(), rtol=1e-4, atol=1e-7)
     norm = float(given.mean(0).norm())
     assert norm > clip
     scale = 0.01 / B * (clip / norm if clip else 1)
     expected, flipped = scale * given @ v, scale * torch.stack(flips, 1) @ v
-    for found, wanted in ((info["share"], expected), (info["influence"], flipped)):
+    for found, wanted in ((info["row_credit"], expected), (info["teacher_advantage"], flipped)):
         np.testing.assert_allclose(found, wanted, atol=tolerance * float(wanted.abs().max()), rtol=0)
 
 
-def test_probing_moves_nothing(make):
-    """Influence credit only looks: the student of an episode is the same to the bit without it."""
-    plain, probed = make("reward.every=1"), make("reward.every=1", "reward.credit=influence")
+@pytest.mark.parametrize("credit", ["influence", "counterfactual"])
+def test_probing_moves_nothing(make, credit):
+    """Credit by row only reads: the student of an episode is the same to the bit without it."""
+    plain, probed = make("reward.every=1"), make("reward.every=1", f"credit.name={credit}")
     rewards, infos = play(plain)
     shown, more = play(probed)
     assert all(map(torch.equal, plain.process.student.weights(), probed.process.student.weights()))
@@ -426,117 +454,117 @@ def test_probing_moves_nothing(make):
 
 
 @pytest.mark.parametrize("method", ["exact", "finite"])
-def test_shares_predict_the_measured_gain(make, method):
+def test_shares_predict_the_measured_gain(make, derivative, method):
     """Sum over the batch against V(after) - V(before), 200 small SGD steps under random subsets."""
-    core = make(*FIRST_ORDER, f"reward.method={method}", "student.lr=0.003", "budget.steps=200")
+    derivative(method)
+    core = make(*FIRST_ORDER, "student.lr=0.003", "budget.steps=200")
     _, infos = play(core)
-    predicted = np.array([info["share"].sum() for info in infos])
+    predicted = np.array([info["row_credit"].sum() for info in infos])
     measured = np.array([info["gain"][0] for info in infos])
     assert len(measured) == 200
     assert np.corrcoef(predicted, measured)[0, 1] >= 0.9
     assert np.polyfit(predicted, measured, 1)[0] == pytest.approx(1, abs=0.2)
 
 
-def test_adamw_shares_are_of_the_order_of_the_gain(make):
-    """Momentum spreads a step's effect over the next ten, so no slope of 1; but neither chance nor another order."""
-    core = make(*FIRST_ORDER, "student.optimizer=adamw", "reward.method=exact", "student.lr=0.003", "budget.steps=30")
+def test_adamw_shares_are_of_the_order_of_the_gain(make, derivative):
+    """Momentum spreads the effect of a step over the next ten: the slope is not 1, but they are correlated and of one order."""
+    derivative("exact")
+    core = make(*FIRST_ORDER, "student.optimizer=adamw", "student.lr=0.003", "budget.steps=30")
     _, infos = play(core)
-    predicted = np.array([info["share"].sum() for info in infos])
+    predicted = np.array([info["row_credit"].sum() for info in infos])
     measured = np.array([info["gain"][0] for info in infos])
     assert np.abs(predicted).max() < 50 * np.abs(measured).max()
     assert np.corrcoef(predicted[1:], measured[1:])[0, 1] > 0.3
 
 
-def test_influence_predicts_what_another_choice_would_have_gained(make):
-    """Teacher k flipped in all rows: the sum of its influence against the difference of two real steps."""
-    core = make(*FIRST_ORDER, "reward.method=exact", "student.lr=0.003")
+def test_advantages_predict_what_another_choice_would_have_gained(make, derivative):
+    """Teacher k flipped in all rows: the sum of its advantages against the difference of two real steps."""
+    derivative("exact")
+    core = make(*FIRST_ORDER, "student.lr=0.003")
     process, student = core.process, core.process.student
     rng, predicted, measured = np.random.default_rng(0), [], []
     for seed in range(12):
         core.begin(seed)
-        now, actions, base = process.current, subsets(rng), student.weights()
+        now, actions, base = process.batch, subsets(rng), student.weights()
         _, _, _, info = core.step(actions)
-        kept = core.reward.measure()
+        kept = core.reward.score()
         for k in range(K):
             other = actions.copy()
             other[:, k] = 1 - other[:, k]
             student.restore(base)
-            student.steps, process.current = 0, now
+            student.steps, process.batch = 0, now
             process.step(other)
-            measured.append(core.reward.measure() - kept)
-            predicted.append((info["influence"][:, k] * (other - actions)[:, k]).sum())
+            measured.append(core.reward.score() - kept)
+            predicted.append((info["teacher_advantage"][:, k] * (other - actions)[:, k]).sum())
     assert np.corrcoef(predicted, measured)[0, 1] >= 0.9
     assert np.polyfit(predicted, measured, 1)[0] == pytest.approx(1, abs=0.2)
 
 
 def test_one_direction_serves_several_steps(make, monkeypatch):
-    core = make("reward.credit=influence", "reward.direction_every=3", "budget.steps=7")
+    core = make("credit.name=influence", "credit.every=3", "budget.steps=7")
     made, gradient = [], core.process.student.gradient
     monkeypatch.setattr(
         core.process.student, "gradient", lambda *a: made.append(core.process.student.steps) or gradient(*a)
     )
     play(core)
-    assert made == [0, 1, 3, 6]  # AdamW knows no scale before its first step: made anew after it
+    assert made == [0, 1, 3, 6]  # AdamW has no scale before its first step, so the direction is computed again after it
 
 
-def test_directions_are_averaged_over_the_episode(make, monkeypatch):
-    """The one in use is the optimiser's scaling of sum_i decay^(n-i) g_i / sum_i decay^(n-i)."""
-    core = make("reward.credit=influence", "reward.direction_decay=0.5", "student.optimizer=sgd", "budget.steps=3")
-    made, student = [], core.process.student
-    gradient = student.gradient
-    monkeypatch.setattr(student, "gradient", lambda *a: made.append(gradient(*a)) or made[-1])
-    play(core)
-    assert len(made) == 3
-    for name, value in core.reward.direction.items():
-        torch.testing.assert_close(value, (made[0][name] / 4 + made[1][name] / 2 + made[2][name]) / 1.75)
-    core.begin(1)
-    assert not core.reward.total
-    assert core.reward.weight == 0
-
-
-def test_the_horizon_looks_at_the_student_some_steps_ahead(make):
-    """v is the gradient of a student that all teachers taught for three more steps; the real one stays where it is."""
-    core = make("reward.credit=influence", "reward.horizon=3", "student.optimizer=sgd", "student.lr=0.05")
-    process, everyone = core.process, np.ones((core.batch_size, K), np.float32)
+def test_the_direction_is_the_gradient_on_reward_instances_that_are_drawn_anew(make):
+    """The gradient of the student as it is, on `credit.size` of the measured instances; a new episode begins without one."""
+    core = make("credit.name=influence", "student.optimizer=sgd", "student.lr=0.05")
+    process, seen = core.process, []
     core.begin(0)
-    before, ahead = process.student.weights(), process.fork()
-    for _ in range(3):
-        ahead.step(everyone)
-    core.reward.before()
-    rows = np.sort(np.random.default_rng((0, 1)).choice(core.reward.rows, 16, replace=False))
-    expected = ahead.student.gradient(process.tokens("reward").batch(rows), core.reward._gold(rows))
-    for name, value in core.reward.direction.items():
-        torch.testing.assert_close(value, expected[name])
+    before, rng = process.student.weights(), np.random.default_rng((0, 1))
+    for _ in range(2):
+        core.credit.before(process.batch)
+        rows = np.sort(rng.choice(core.reward.rows, 16, replace=False))
+        expected = process.student.gradient(process.tokens("reward").batch(rows), core.reward.gold(rows))
+        assert core.credit.direction.keys() == expected.keys()
+        for name, value in core.credit.direction.items():
+            torch.testing.assert_close(value, expected[name])
+        seen.append(rows.tolist())
+    assert seen[0] != seen[1]
     for now, then in zip(process.student.weights(), before, strict=True):
         assert torch.equal(now, then)
+    core.begin(1)
+    assert core.credit.direction is None
 
 
-def test_a_horizon_ends_with_the_budget(make):
-    core = make("reward.credit=influence", "reward.horizon=100", "budget.steps=4")
-    rewards, _ = play(core)
-    assert len(rewards) == 4
-    assert np.isfinite(rewards).all()
+def test_credit_of_subsets_is_what_a_step_would_have_paid(make):
+    """`subset_credit` for rules: unit shares, so the step's are those times lr / B."""
+    core = make(*FIRST_ORDER, "credit.name=influence", "student.lr=0.01")
+    chosen = np.array([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
+    core.begin(0)
+    fork = core.fork()
+    assert isinstance(fork.credit, Influence)
+    unit = fork.credit.subset_credit(chosen)
+    assert unit.shape == (B, 3)
+    for column, subset in enumerate(chosen):
+        _, _, _, info = core.fork().step(np.tile(subset, (B, 1)))
+        scale = float(np.abs(info["row_credit"]).max())
+        np.testing.assert_allclose(info["row_credit"], unit[:, column] * 0.01 / B, atol=1e-3 * scale, rtol=0)
 
 
 def test_centred_credit_ignores_what_a_batch_has_in_common(make):
     """All rows alike: what one gains all gain, and nothing is left to credit."""
-    core = make("reward.credit=influence", "reward.center=true", "student.optimizer=sgd", "budget.steps=2")
+    core = make("credit.name=counterfactual", "credit.center=true", "student.optimizer=sgd", "budget.steps=2")
     core.begin(0)
-    core.reward.before()
-    now = core.process.current
-    slope = core.reward.slope(core.process.student.forward(now.inputs).detach())
+    now = core.process.batch
+    core.credit.before(now)
+    slope = core.credit.slope(core.process.student.forward(now.inputs).detach())
     assert slope.abs().max() > 1e-3
     torch.testing.assert_close(slope.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
-    core.process.current = core.process.load(np.repeat(now.rows[:1], core.batch_size))
+    core.process.batch = core.process.load(np.repeat(now.rows[:1], core.batch_size))
     _, _, _, info = core.step(np.ones((core.batch_size, K), np.float32))
-    np.testing.assert_allclose(info["influence"], 0, atol=1e-8)
+    np.testing.assert_allclose(info["teacher_advantage"], 0, atol=1e-8)
 
 
 # --- what a good choice is worth --------------------------------------------------------------------------------------
 
 
 def test_an_oracle_earns_more_than_chance(make, tmp_path):
-    """Teachers by file: each knows its own domain and guesses elsewhere, with confidence; training labels are noisy."""
+    """Teachers from files: each knows its own domain and guesses elsewhere, with confidence; training labels are noisy."""
     corpus = CorpusSettings(train=800, reward=200, dev=20, test=20, noise=0.0)
     clean = bundled.corpus(corpus)[0]["train"]
     rng, pool = np.random.default_rng(0), []
@@ -545,7 +573,7 @@ def test_an_oracle_earns_more_than_chance(make, tmp_path):
         rows = [f"train-{i},{1 - p:.6f},{p:.6f}" for i, p in enumerate(positive)]
         path = tmp_path / f"{domain.name}.csv"
         path.write_text("\n".join(["id,negative,positive", *rows]) + "\n")
-        pool.append(f"{{name: {domain.name}, pool: {domain.name}, probs: {path}}}")
+        pool.append(f"{{name: {domain.name}, kind: predictions, path: {path}}}")
     core = make(
         "task.corpus={train: 800, reward: 200, dev: 20, test: 20, pool: 2, noise: 0.35}",
         f"teachers.pool=[{', '.join(pool)}]",
@@ -557,11 +585,12 @@ def test_an_oracle_earns_more_than_chance(make, tmp_path):
         "reward.every=100",
         "reward.size=null",
     )
-    rule = Oracle(core.process)
+    specialist = core.process.task.specialist
+    assert list(core.process.task.pools) == [domain.name for domain in bundled.DOMAINS]
 
     def earns(choose: Callable[[], np.ndarray] | None, seed: int) -> float:
         return float(play(core, seed, choose)[0].sum(0).mean())
 
-    known = [earns(lambda: rule(np.empty(0), core.process.current), seed) for seed in range(2)]
+    known = [earns(lambda: np.eye(K, dtype=np.float32)[specialist[core.process.batch.rows]], seed) for seed in range(2)]
     chance = [earns(None, seed) for seed in range(2)]
     assert min(known) > max(chance)

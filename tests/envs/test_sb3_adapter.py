@@ -28,14 +28,14 @@ def carts(mode: AutoresetMode) -> SyncVectorEnv:
     return SyncVectorEnv([cart] * COUNT, autoreset_mode=mode)
 
 
-def test_it_equals_sb3s_own():
+def test_it_equals_dummy_vec_env():
     ours, theirs = SharedVecEnv(carts(AutoresetMode.SAME_STEP)), DummyVecEnv([cart] * COUNT)
     assert (ours.num_envs, ours.observation_space, ours.action_space) == (
         theirs.num_envs,
         theirs.observation_space,
         theirs.action_space,
     )
-    # The adapter hands its first seed on, and a SyncVectorEnv counts on from it: environment i has 7 + i in both.
+    # The adapter passes its first seed on, and a SyncVectorEnv counts up from it: environment i has 7 + i in both.
     assert ours.seed(7) == theirs.seed(7) == [7 + i for i in range(COUNT)]
     np.testing.assert_array_equal(ours.reset(), theirs.reset())
     assert ours.reset_infos == theirs.reset_infos
@@ -55,7 +55,7 @@ def test_it_equals_sb3s_own():
             assert set(info) - {"TimeLimit.truncated"} == set(expected) - {"TimeLimit.truncated"}
         assert ours.reset_infos == theirs.reset_infos
     assert min(ends.values()) >= 5, ends  # both kinds of end were seen
-    np.testing.assert_array_equal(ours.reset(), theirs.reset())  # without a seed: the generators go on
+    np.testing.assert_array_equal(ours.reset(), theirs.reset())  # without a seed: the generators continue
     ours.close()
     theirs.close()
 
@@ -69,7 +69,7 @@ def test_other_autoreset_modes_are_refused(mode, make_vec):
             SharedVecEnv(make_vec(autoreset_mode="disabled"))
 
 
-@pytest.mark.parametrize("more", [[], ["reward.credit=influence"]], ids=["shared", "influence"])
+@pytest.mark.parametrize("more", [[], ["credit.name=counterfactual"]], ids=["shared", "counterfactual"])
 def test_rows_are_the_vector_environments(make_vec, more):
     ours, plain = SharedVecEnv(make_vec(*more)), make_vec(*more)
     ours.seed(3)
@@ -82,12 +82,13 @@ def test_rows_are_the_vector_environments(make_vec, more):
         np.testing.assert_array_equal(obs, states)
         np.testing.assert_array_equal(got, rewards.astype(np.float32))
         np.testing.assert_array_equal(dones, ended)
-        said = info["final_info"] if ended.all() else info
+        returned = info["final_info"] if ended.all() else info
         for i, row in enumerate(rows):
-            assert row["instance"] == said["instance"][i]
-            assert ("gain" in row) == ("gain" in said)
+            assert row["instance"] == returned["instance"][i]
+            assert ("gain" in row) == ("gain" in returned)
             if more:
-                np.testing.assert_array_equal(row["influence"], said["influence"][i])
+                for key in ("row_credit", "teacher_advantage"):
+                    np.testing.assert_array_equal(row[key], returned[key][i])
             if ended.all():
                 np.testing.assert_array_equal(row["terminal_observation"], info["final_obs"][i])
                 assert row["TimeLimit.truncated"] is False
@@ -113,7 +114,7 @@ def test_reset_options_and_attributes_reach_the_environment(make_vec):
 
 
 def test_ppo_learns_one_rollout(make_vec):
-    env = VecMonitor(SharedVecEnv(make_vec("reward.credit=influence")))
+    env = VecMonitor(SharedVecEnv(make_vec("credit.name=influence")))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = PPO("MlpPolicy", env, n_steps=2 * STEPS, batch_size=B, n_epochs=1, seed=0, device="cpu")

@@ -1,4 +1,4 @@
-"""States, forks and replays: the same actions give the same episode, wherever it is taken up."""
+"""States, forks and replays: the same actions give the same episode, wherever it is continued."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from distill.checks import UserError
 
-# Everything a state may hold: dropout's generator, a direction that serves several steps, states that see the student.
-FULL = [*STATES, "reward.direction_every=3", "reward.every=4", "reward.direction_decay=0.5", "reward.horizon=1"]
+# Everything a state may hold: the generator of dropout, a direction that serves several steps, states that see the student.
+FULL = [*STATES, "credit.every=3", "reward.every=4"]
 
 
 @pytest.fixture(scope="module", params=["single", "vector"])
@@ -26,7 +26,7 @@ def vector(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def build(make, make_vec, vector) -> Any:
-    """`build("student.lr=0.1", ...)`: one face of the tiny run."""
+    """`build("student.lr=0.1", ...)`: one of the two environments of the tiny run."""
     return lambda *more: make_vec(*more).unwrapped if vector else make(*more)
 
 
@@ -37,13 +37,13 @@ def kept(build) -> Any:
 
 
 def acts(vector: bool, seed: int, steps: int) -> np.ndarray:
-    """Random subsets of `steps` student steps, as the face takes them one by one."""
+    """Random subsets of `steps` student steps, as the environment takes them one by one."""
     chosen = subsets(seed, steps)
     return chosen if vector else chosen.reshape(-1, K)
 
 
 def go(env: Any, actions: np.ndarray) -> list[Any]:
-    """Everything that is said, with the weights after each step; a single environment is reset when an episode ends."""
+    """Everything that is returned, with the weights after each step; a single environment is reset when an episode ends."""
     seen: list[Any] = []
     for action in actions:
         seen.append((env.step(action), weights(env)))
@@ -65,7 +65,7 @@ def through_a_file(state: dict[str, np.ndarray], folder: Path) -> dict[str, np.n
     "more", [[], ["student.dropout=0.1"], FULL, ["student.optimizer=sgd", "reward=paper3"]], ids=str
 )
 @pytest.mark.parametrize("at", [0, 2 * B + 3, 3 * B, 8 * B + 5])
-def test_a_state_goes_on_from_a_file(build, kept, vector, more, at, tmp_path):
+def test_an_episode_continues_from_a_state_in_a_file(build, kept, vector, more, at, tmp_path):
     env, other = kept(*more), build(*more)
     actions = acts(vector, 1, 14)
     at = at // B if vector else at
@@ -75,7 +75,7 @@ def test_a_state_goes_on_from_a_file(build, kept, vector, more, at, tmp_path):
     wanted = go(env, actions[at:])
     other.set_state(state)  # it was never reset
     assert_same(go(other, actions[at:]), wanted)
-    env.set_state(state)  # it stands elsewhere, in another episode
+    env.set_state(state)  # it is elsewhere, in another episode
     assert_same(go(env, actions[at:]), wanted)
 
 
@@ -88,7 +88,7 @@ def test_a_state_carries_the_log(build, vector, tmp_path):
     assert other.core.log.values == env.core.log.values != []
 
 
-def test_taking_a_state_changes_nothing(kept, vector):
+def test_get_state_changes_nothing(kept, vector):
     env, untouched = kept(*FULL), kept(*FULL, number=1)
     actions = acts(vector, 2, STEPS + 1)
     for one in (env, untouched):
@@ -135,7 +135,8 @@ def test_a_state_of_an_ended_episode_needs_a_reset(make):
 
 
 @pytest.mark.parametrize(
-    "more", ["loss.alpha=0.4", "seed=1", "reward.every=3", "student.dropout=0.1", "budget.steps=7"]
+    "more",
+    ["loss.alpha=0.4", "seed=1", "reward.every=3", "credit.name=influence", "student.dropout=0.1", "budget.steps=7"],
 )
 def test_a_state_of_another_configuration_is_refused(build, kept, more):
     env, other = kept(), build(more)
@@ -151,12 +152,12 @@ def test_a_state_of_another_configuration_is_refused(build, kept, more):
     assert_same(other.get_state(), before)
 
 
-def test_a_state_of_the_other_face_is_refused(make, make_vec):
-    faces = make(), make_vec().unwrapped
-    for env in faces:
+def test_a_state_of_the_other_interface_is_refused(make, make_vec):
+    interfaces = make(), make_vec().unwrapped
+    for env in interfaces:
         env.reset(seed=0)
-    assert faces[0].core.fingerprint == faces[1].core.fingerprint
-    for env, other, word in ((*faces, "single"), (*faces[::-1], "vector")):
+    assert interfaces[0].core.fingerprint == interfaces[1].core.fingerprint
+    for env, other, word in ((*interfaces, "single"), (*interfaces[::-1], "vector")):
         before = other.get_state()
         with pytest.raises(UserError, match=rf"^this state is of the {word} environment[^\n]*$"):
             other.set_state(env.get_state())
@@ -168,7 +169,7 @@ def test_a_state_of_the_other_face_is_refused(make, make_vec):
 
 @settings(max_examples=12)
 @given(data=st.data(), seed=st.integers(0, 2**31 - 1), more=st.sampled_from([(), tuple(FULL)]))
-def test_forks_go_their_own_ways(kept, vector, data, seed, more):
+def test_forks_are_independent(kept, vector, data, seed, more):
     """Original, fork and a stray, stepped in turn: the first two agree with a run without forks, whatever the stray does."""
     env, alone = kept(*more), kept(*more, number=1)
     actions, others = acts(vector, seed, STEPS + 2), acts(vector, seed + 1, STEPS + 2)
@@ -188,7 +189,7 @@ def test_forks_go_their_own_ways(kept, vector, data, seed, more):
     assert_same(seen, wanted[-len(seen) :])
     assert_same(env.trajectory(), alone.trajectory())
     assert_same(fork.trajectory(), alone.trajectory())
-    assert_same(fork.reset(), env.reset())  # their generators stand at the same place
+    assert_same(fork.reset(), env.reset())  # their generators are in the same state
 
 
 def test_forks_share_what_is_heavy_and_nothing_that_moves(kept, vector):
@@ -199,7 +200,9 @@ def test_forks_share_what_is_heavy_and_nothing_that_moves(kept, vector):
     mine, its = env.core.process, fork.core.process
     assert mine.prepared is its.prepared
     assert mine.warm is its.warm
-    assert fork.core.reward.process is fork.core.observe.process is its
+    assert fork.core.reward.process is fork.core.observe.process is fork.core.credit.process is its
+    assert fork.core.credit.reward is fork.core.reward
+    assert fork.core.credit.rng is not env.core.credit.rng
     places = {p.data_ptr() for p in mine.student.model.parameters()}
     assert not places & {p.data_ptr() for p in its.student.model.parameters()}
 
@@ -223,12 +226,12 @@ def test_replay(build, kept, vector, more, tmp_path):
     tampered = {**trajectory, "actions": trajectory["actions"].copy()}
     tampered["actions"][1, 2, 3] = 1 - tampered["actions"][1, 2, 3]
     assert env.validate(tampered) > 0
-    lied = {**trajectory, "rewards": trajectory["rewards"].copy()}
-    lied["rewards"][3, 1] += 0.25
-    assert env.validate(lied) == pytest.approx(0.25)
+    changed = {**trajectory, "rewards": trajectory["rewards"].copy()}
+    changed["rewards"][3, 1] += 0.25
+    assert env.validate(changed) == pytest.approx(0.25)
 
 
-def test_a_whole_episode_replays_on_the_other_face(make, make_vec):
+def test_a_whole_episode_replays_on_the_other_interface(make, make_vec):
     single, vector = make(*FULL), make_vec(*FULL, autoreset_mode="disabled").unwrapped
     single.reset(seed=5)
     for action in acts(False, 6, STEPS):

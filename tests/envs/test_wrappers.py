@@ -1,4 +1,4 @@
-"""Other action spaces say the same thing in other words."""
+"""The wrappers with other action spaces give the same students as subsets do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distill.checks import UserError
 from envs.wrappers import DiscreteSubsets, DiscreteSubsetsVector, TeacherWeights, TeacherWeightsVector
 
 ALL = np.array([[n >> k & 1 for k in range(K)] for n in range(2**K)], np.int8)  # [2^K, K]
-INFLUENCE = "reward.credit=influence"
+CREDIT = "credit.name=counterfactual"
 
 
 def run(env: Any, actions: Any, seed: int = 0) -> list[Any]:
@@ -33,7 +33,7 @@ class Space(gym.Env[Any, Any]):
 
 
 class VectorSpace(VectorEnv[Any, Any, Any]):
-    """Its vector face."""
+    """The same with the vector interface."""
 
     num_envs = 2
 
@@ -46,19 +46,19 @@ class VectorSpace(VectorEnv[Any, Any, Any]):
 
 
 def test_every_number_is_its_subset(make):
-    env = DiscreteSubsets(make(INFLUENCE))
+    env = DiscreteSubsets(make(CREDIT))
     assert env.action_space == gym.spaces.Discrete(2**K)
-    assert_same(run(env, range(2**K)), run(make(INFLUENCE), ALL))
+    assert_same(run(env, range(2**K)), run(make(CREDIT), ALL))
     kinds = [int, np.int64, np.int32, np.asarray]
-    assert_same(run(env, [kinds[n % 4](n) for n in range(2**K)]), run(make(INFLUENCE), ALL))
+    assert_same(run(env, [kinds[n % 4](n) for n in range(2**K)]), run(make(CREDIT), ALL))
 
 
 def test_every_number_is_its_subset_in_a_batch(make_vec):
-    env = DiscreteSubsetsVector(make_vec(INFLUENCE, num_envs=2**K))
+    env = DiscreteSubsetsVector(make_vec(CREDIT, num_envs=2**K))
     assert env.single_action_space == gym.spaces.Discrete(2**K)
     assert env.action_space == gym.spaces.MultiDiscrete([2**K] * 2**K)
     order = np.random.default_rng(0).permutation(2**K)
-    wanted = run(make_vec(INFLUENCE, num_envs=2**K), [ALL, ALL[order]])
+    wanted = run(make_vec(CREDIT, num_envs=2**K), [ALL, ALL[order]])
     assert_same(run(env, [np.arange(2**K), order]), wanted)
     assert env.step(env.action_space.sample())[1].shape == (2**K,)
 
@@ -72,7 +72,7 @@ def test_too_many_teachers_for_numbers(wrapper, stub):
 
 
 @pytest.mark.parametrize("wrapper", [DiscreteSubsets, DiscreteSubsetsVector, TeacherWeights, TeacherWeightsVector])
-def test_only_subsets_can_be_said_in_other_words(wrapper):
+def test_only_subsets_can_be_wrapped(wrapper):
     space = gym.spaces.Discrete(3)
     with pytest.raises(UserError, match=r"Discrete\(3\)"):
         wrapper((VectorSpace if wrapper.__name__.endswith("Vector") else Space)(space))
@@ -82,15 +82,15 @@ def test_only_subsets_can_be_said_in_other_words(wrapper):
 
 
 @pytest.fixture(params=["single", "vector"])
-def faces(request: pytest.FixtureRequest, make: Any, make_vec: Any) -> tuple[Any, Any, Any]:
+def pair(request: pytest.FixtureRequest, make: Any, make_vec: Any) -> tuple[Any, Any, Any]:
     """The environment, the same with weights, and how it takes subsets `[T,B,K]` one by one."""
     if request.param == "single":
-        return make(INFLUENCE), TeacherWeights(make(INFLUENCE)), lambda a: a.reshape(-1, K)
-    return make_vec(INFLUENCE), TeacherWeightsVector(make_vec(INFLUENCE)), lambda a: a
+        return make(CREDIT), TeacherWeights(make(CREDIT)), lambda a: a.reshape(-1, K)
+    return make_vec(CREDIT), TeacherWeightsVector(make_vec(CREDIT)), lambda a: a
 
 
-def test_weights_of_0_and_1_are_subsets(faces):
-    plain, weighted, cut = faces
+def test_weights_of_0_and_1_are_subsets(pair):
+    plain, weighted, cut = pair
     space = getattr(weighted, "single_action_space", weighted.action_space)
     assert space == gym.spaces.Box(0, 1, (K,), np.float32)
     chosen = subsets(3, 4)
@@ -98,8 +98,8 @@ def test_weights_of_0_and_1_are_subsets(faces):
     assert_same(run(weighted, cut(chosen.astype(np.float32))), run(plain, cut(chosen)))
 
 
-def test_weights_change_the_student_and_are_normalised(faces):
-    plain, weighted, cut = faces
+def test_weights_change_the_student_and_are_normalised(pair):
+    plain, weighted, cut = pair
     chosen = np.ones((2, B, K), np.float32)
     equal = run(plain, cut(chosen))[-1][1]
     tilted = run(weighted, cut(chosen * [1, 0.5, 0.25, 0.125]))[-1][1]
@@ -111,8 +111,8 @@ def test_weights_change_the_student_and_are_normalised(faces):
 
 
 @pytest.mark.parametrize("wrong", [1.5, -0.1, np.nan, np.inf])
-def test_a_weight_out_of_range_is_refused_and_changes_nothing(faces, wrong):
-    _, env, cut = faces
+def test_a_weight_out_of_range_is_refused_and_changes_nothing(pair, wrong):
+    _, env, cut = pair
     env.reset(seed=0)
     before = env.unwrapped.get_state()
     action = cut(np.ones((1, B, K), np.float32))[0].copy()
@@ -122,15 +122,15 @@ def test_a_weight_out_of_range_is_refused_and_changes_nothing(faces, wrong):
     assert_same(env.unwrapped.get_state(), before)
 
 
-def test_without_the_wrapper_weights_are_refused(faces):
-    plain, _, cut = faces
+def test_without_the_wrapper_weights_are_refused(pair):
+    plain, _, cut = pair
     plain.reset(seed=0)
     with pytest.raises(ValueError, match="0 and 1"):
         plain.step(cut(np.full((1, B, K), 0.5, np.float32))[0])
 
 
-def test_a_run_with_weights_replays(faces):
-    _, env, cut = faces
+def test_a_run_with_weights_replays(pair):
+    _, env, cut = pair
     run(env, cut(np.random.default_rng(0).random((3, B, K), np.float32)))
     assert env.unwrapped.validate(env.unwrapped.trajectory()) == 0.0
     fork = env.unwrapped.fork()
