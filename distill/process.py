@@ -151,7 +151,7 @@ class TrainingBatch:
     """
 
     rows: np.ndarray  # [B]
-    labels: np.ndarray  # [B]
+    labels: np.ndarray  # [B]; -1: unlabelled
     inputs: Batch
     gold: Tensor  # [B]
     signals: TeacherSignals
@@ -163,6 +163,27 @@ class TrainingBatch:
     def shape(self) -> tuple[int, int]:
         """B, K."""
         return len(self.rows), len(self.signals.names)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Whether the gold label of each row is known, bool `[B]`."""
+        known: np.ndarray = self.labels >= 0
+        return known
+
+    @cached_property
+    def answered(self) -> np.ndarray:
+        """Which teachers have an answer for each row, bool `[B,K]`."""
+        return self.signals.answered(self.rows)
+
+    @cached_property
+    def heard(self) -> Tensor | None:
+        """`answered` as 0 and 1 in float32 `[B,K]`, on the device; None where all teachers answer every row."""
+        return None if self.signals.complete else torch.from_numpy(self.answered).to(self.gold.device, torch.float32)
+
+    def audible(self, actions: np.ndarray) -> np.ndarray:
+        """Subsets or weights `[B,K]` in float32, with the weight of every silent teacher set to 0."""
+        given = np.asarray(actions, np.float32)
+        return given if self.signals.complete else given * self.answered
 
     @cached_property
     def logits(self) -> np.ndarray:
@@ -183,7 +204,7 @@ class TrainingBatch:
         """Soft labels `[B,K,C]`, correct wherever `actions` `[B,K]` give weight. Live teachers run only where chosen."""
         if not self.signals.selective or "logits" in vars(self):
             return self.soft
-        chosen = np.asarray(actions) > 0
+        chosen = self.audible(actions) > 0
         if self._chosen is None or not np.array_equal(self._chosen[0], chosen):
             logits = torch.from_numpy(self.signals.logits(self.rows, chosen))
             self._chosen = chosen, soft_labels(logits.to(self.gold.device), self.temperature)
@@ -201,8 +222,9 @@ class TrainingBatch:
 
     @cached_property
     def teacher_losses(self) -> np.ndarray:
-        """Teacher cross-entropies on the gold label, `[B,K]` nats."""
+        """Teacher cross-entropies on the gold label, `[B,K]` nats; 0 where there is no label."""
         losses: np.ndarray = -self.log_probs[np.arange(len(self.labels)), :, self.labels]
+        losses[~self.labelled] = 0.0
         return losses
 
 
@@ -327,10 +349,13 @@ class Distillation:
         return now.ahead[1] if now.ahead is not None and now.ahead[0] == self.student.version else None
 
     def step(self, actions: np.ndarray) -> StepResult:
-        """Train on the current batch with subsets or weights `actions` `[B,K]`, then load the next batch."""
+        """Train on the current batch with subsets or weights `actions` `[B,K]`, then load the next batch.
+
+        Teachers that have no answer for a row have no weight there, whatever its action says.
+        """
         now = self.batch
         assert now is not None, "begin() comes before step()"
-        chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)
+        chosen = torch.from_numpy(now.audible(actions)).to(self.device)
         soft = now.soft_for(actions)  # before the student's forward: teachers need no gradients
         seen = self._ahead(now)
         ahead = seen if seen is not None and seen.requires_grad else None
