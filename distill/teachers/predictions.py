@@ -98,8 +98,10 @@ class FileTeacher:
 
     def _numbers(self, cells: Any, what: str) -> np.ndarray:
         """Float64 of the same shape; 0 for silent rows."""
+        values = cells.to_numpy(dtype=object, copy=True)
+        values[self._silent] = 0.0
         try:
-            return np.asarray(cells.mask(self._silent, 0.0).to_numpy(dtype=np.float64))
+            return np.asarray(values.astype(np.float64))
         except (ValueError, TypeError):
             raise UserError(f"{self._what}: a {what} is not a number") from None
 
@@ -135,8 +137,7 @@ class FileTeacher:
         sure = np.ones(len(frame))
         if "confidence" in frame.columns:
             self._confidence = sure = self._numbers(frame["confidence"], "confidence")
-            self._refuse({f"{v} outside [0, 1]": sure == v for v in sure[~((sure >= 0) & (sure <= 1))]}, "confidence")
-            self._refuse({"NaN": np.isnan(sure)}, "confidence")
+            self._refuse({"outside [0, 1]": ~((sure >= 0) & (sure <= 1))}, "a confidence")
         probs = np.repeat(((1 - sure) / (self.width - 1))[:, None], self.width, 1)
         rows = np.flatnonzero(~self._silent)
         probs[rows, self._label[rows]] = sure[rows]
