@@ -142,15 +142,14 @@ class Prepared:
             logits, answered = signals.logits(known), signals.answered(known)
             self.signals_s += time.perf_counter() - started
             soft = soft_labels(torch.from_numpy(logits), 1.0)
-            weights = teacher_weights(torch.from_numpy(answered).float())
-            average = soft.mean(1) if signals.complete else mix(weights, soft)
+            everyone = torch.from_numpy(answered).float()
+            average = soft.mean(1) if signals.complete else mix(teacher_weights(everyone), soft)
             mean = np.log(average.numpy() + 1e-12)
-            someone = answered.any(1)[:, None]
-            everything = [*zip(logits.swapaxes(0, 1), answered.T, strict=True), (mean, someone[:, 0])]
+            everything = [*zip(logits.swapaxes(0, 1), answered.T, strict=True), (mean, np.asarray(answered.any(1)))]
             for row, (values, here) in zip(rows, everything, strict=True):
                 row[role] = self.task.scores(values[here], split.labels[known][here]) if here.any() else None
             if not signals.complete:
-                shares = [*signals.answered(np.arange(len(split))).mean(0).tolist()]
+                shares = signals.answered(np.arange(len(split))).mean(0).tolist()
                 for row, share in zip(rows, shares, strict=False):
                     row.setdefault("answered", {})[role] = share
         return rows
@@ -346,7 +345,9 @@ class Distillation:
         rows = np.arange(len(split))
         gold = torch.from_numpy(split.labels).to(self.device)
         signals = self.prepared.signals(role)
-        return TrainingBatch(rows, split.labels, self.tokens(role).batch(rows), gold, signals, self.settings.loss.temperature)
+        return TrainingBatch(
+            rows, split.labels, self.tokens(role).batch(rows), gold, signals, self.settings.loss.temperature
+        )
 
     def load(self, rows: np.ndarray) -> TrainingBatch:
         """The training batch of the instances `rows` `[B]`."""

@@ -86,7 +86,9 @@ class TaskSettings:
     """What is learnt, and where the data comes from."""
 
     name: str = option("bundled", "bundled, files, afrisenti, or a GLUE task: sst2 mrpc qqp mnli qnli rte cola")
-    source: str = option("auto", "GLUE, AfriSenti. files: TSV files under data_dir; hub; auto: files where there are some")
+    source: str = option(
+        "auto", "GLUE, AfriSenti. files: TSV files under data_dir; hub; auto: files where there are some"
+    )
     metric: str = option("accuracy", "what model selection on dev maximises: accuracy, f1 or matthews")
     reward_size: float = option(0.1, "size of the reward split: a share of train below 1, a number of instances from 1")
     dev_size: float = option(0.1, "size of the dev split, where it is cut from train")
@@ -216,14 +218,14 @@ class SklearnTeacher(TeacherSettings):
 
     kind: ClassVar[str] = "sklearn"
     pool: str | None = option(None, "a pool of the task to train on (afrisenti: a language) instead of train")
-    ngrams: list[int] = option([2, 5], "shortest and longest n-gram, in characters")
-    max_features: int = option(100_000, "most frequent n-grams that are kept")
-    c: float = option(4.0, "inverse of the ridge penalty")
+    ngrams: list[int] = option([1, 4], "shortest and longest n-gram, in characters")
+    max_features: int = option(30_000, "most frequent n-grams that are kept")
+    c: float = option(10.0, "inverse of the ridge penalty")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.ngrams) != 2 or not 0 < self.ngrams[0] <= self.ngrams[1]:
-            raise UserError(f"{self.what}: ngrams={self.ngrams} must be the shortest and the longest length, as [2, 5]")
+            raise UserError(f"{self.what}: ngrams={self.ngrams} must be the shortest and the longest length, as [1, 4]")
         if self.max_features <= 0 or self.c <= 0:
             raise UserError(f"{self.what}: max_features={self.max_features} and c={self.c} must be positive")
 
@@ -244,7 +246,8 @@ class TeachersSettings:
     )
     folds: int = option(0, "from 2: cross-fitting, so that no teacher judges an instance it was fine-tuned on; 0: none")
     calibrate: str = option(
-        "none", "auto: temperature scaling, or a confusion matrix for labels, on the reward split; none: answers as given"
+        "none",
+        "auto: temperature scaling, or a confusion matrix for labels, on the reward split; none: answers as given",
     )
 
     def __post_init__(self) -> None:

@@ -72,13 +72,18 @@ class Interface:
         Returns:
             Bool `[2*K]` for the coming instance, and `[B,2*K]` from the vector interface.
         """
-        check_ready(self.core.process.batch is not None)
+        check_ready(self.running)
         assert self.core.process.batch is not None
         answered = self.core.process.batch.answered
         return self._own_rows(np.stack([np.ones_like(answered), answered], -1).reshape(len(answered), -1))
 
+    @property
+    def running(self) -> bool:
+        """Whether an episode is running."""
+        raise NotImplementedError
+
     def _own_rows(self, batch: np.ndarray) -> np.ndarray:
-        """What an action refers to, of an array `[B,...]` over the coming batch: one row, or all of them."""
+        """What the next action is for, of an array `[B,...]` over the coming batch: one row, or all of them."""
         raise NotImplementedError
 
     def render(self) -> Any:
@@ -211,6 +216,11 @@ class TeacherSelectEnv(Interface, gym.Env[np.ndarray, np.ndarray]):
         """Close it: `reset` and `step` raise `ClosedEnvironmentError` from now on."""
         self._closed = True
 
+    @property
+    def running(self) -> bool:
+        """Whether an episode is running."""
+        return self._states is not None
+
     def _own_rows(self, batch: np.ndarray) -> np.ndarray:
         """The row of the coming instance."""
         row: np.ndarray = batch[len(self._actions)]
@@ -316,6 +326,11 @@ class TeacherSelectVectorEnv(Interface, VectorEnv[np.ndarray, np.ndarray, np.nda
                 "_final_info": np.ones(self.num_envs, bool),
             }
         return states, rewards, np.full(self.num_envs, done), np.zeros(self.num_envs, bool), out
+
+    @property
+    def running(self) -> bool:
+        """Whether an episode is running."""
+        return self._ready
 
     def _own_rows(self, batch: np.ndarray) -> np.ndarray:
         """All rows."""

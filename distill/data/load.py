@@ -130,7 +130,9 @@ def halves(labels: int, classes: int, dev: bool = True) -> dict[str, int]:
     """
     fewest = classes * (2 if dev else 1)
     if labels < fewest:
-        raise UserError(f"task.labels={labels} is too few for {classes} classes in reward and dev; use at least {fewest}")
+        raise UserError(
+            f"task.labels={labels} is too few for {classes} classes in reward and dev; use at least {fewest}"
+        )
     return {"reward": labels - labels // 2, "dev": labels // 2} if dev else {"reward": labels}
 
 
@@ -149,7 +151,7 @@ def assign_roles(settings: TaskSettings, raw: RawTask) -> Task:
         labels = np.full(len(table), -1, np.int64)
         for i in range(len(table)) if known is None else known:
             labels[i] = index[str(table.labels[i])]
-        return Split(role, np.array(table.ids), table.texts, labels)
+        return Split(role, np.array(table.ids), list(table.texts), labels)
 
     train = split("train", raw.tables["train"], known_rows(raw.tables["train"], settings))
     splits: dict[str, Split] = {name: split("test", raw.tables[name]) for name in raw.tests}
@@ -179,9 +181,7 @@ def assign_roles(settings: TaskSettings, raw: RawTask) -> Task:
     return Task(settings.name, raw.source, raw.label_names, ordered, settings.metric, raw.tests, pools, owners)
 
 
-def _cut_shares(
-    settings: TaskSettings, train: Split, splits: dict[str, Split], rng: np.random.Generator
-) -> Split:
+def _cut_shares(settings: TaskSettings, train: Split, splits: dict[str, Split], rng: np.random.Generator) -> Split:
     """Cut `task.reward_size` and, without a dev split, `task.dev_size` into `splits`. Returns what is left of train.
 
     Both are drawn from the labelled instances, and both sizes refer to all of those.

@@ -26,7 +26,7 @@ class Table:
     """
 
     ids: list[str]
-    texts: list[tuple[str, ...]]
+    texts: Sequence[tuple[str, ...]]
     labels: Sequence[str | None]
     owners: Sequence[str] | None = None
 

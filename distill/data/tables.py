@@ -51,7 +51,9 @@ def read_files(settings: TaskSettings) -> RawTask:
     tables = {role: _user_table(expand(p), settings, role) for role, p in paths.items() if p}
     names = _label_names(tables["train"], settings)
     for role in ("dev", "test"):
-        unknown = sorted({str(v) for v in tables[role].labels} - set(names), key=_numbers_first) if role in tables else []
+        unknown = (
+            sorted({str(v) for v in tables[role].labels} - set(names), key=_numbers_first) if role in tables else []
+        )
         if unknown:
             few = f"; task.labels={settings.labels} is too few" if settings.labels else ""
             raise UserError(
@@ -162,8 +164,8 @@ def _user_table(path: Path, settings: TaskSettings, role: str) -> Table:
             f"{path}: row {int(missing.argmax()) + 1} has an empty cell in {', '.join(wanted)}; fill or drop it"
         )
     columns = {name: _cells(frame[name], path) for name in wanted}
-    labels: list[str] | list[None] = columns[settings.label] if labelled else [None] * len(frame)
-    if "" in labels:
+    labels = columns[settings.label] if labelled else None
+    if labels is not None and "" in labels:
         raise UserError(
             f"{path}: row {labels.index('') + 1} has no label in column {settings.label!r}; fill or drop it"
         )
@@ -173,7 +175,7 @@ def _user_table(path: Path, settings: TaskSettings, role: str) -> Table:
     owners = None
     if settings.owner and (role == "train" or settings.owner in frame.columns):
         owners = _cells(frame[settings.owner].fillna(""), path)  # an empty cell: nobody knows who is right
-    return Table(ids, texts, labels, owners)
+    return Table(ids, texts, labels or [None] * len(ids), owners)
 
 
 def _check_ids(ids: list[str], path: Path, column: str | None) -> None:

@@ -86,7 +86,7 @@ class FileTeacher:
 
     def _silent_rows(self, empty: np.ndarray, columns: list[str]) -> np.ndarray:
         """The rows without an answer, bool `[n]`; `UserError` for a row with some empty cells (`empty`: `[n,columns]`)."""
-        silent: np.ndarray = empty.all(1)
+        silent = np.asarray(empty.all(1))
         partly = empty.any(1) & ~silent
         if partly.any():
             row = int(partly.argmax())

@@ -11,6 +11,7 @@ import pytest
 
 from distill.checks import RoleError
 from distill.data.splits import Split, Task
+from distill.settings import BagEncoderSettings
 from distill.teachers.calibrate import (
     SMOOTHING,
     CalibratedSignals,
@@ -20,10 +21,9 @@ from distill.teachers.calibrate import (
     fit_confusion,
     fit_temperature,
 )
+from distill.teachers.encoders import BagEncoder
 from distill.teachers.live import LiveSignals
 from distill.teachers.predictions import FileTeacher
-from distill.teachers.encoders import BagEncoder
-from distill.settings import BagEncoderSettings
 
 
 def as_often_as_said(logits: np.ndarray, times: int = 120) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +60,10 @@ def test_a_confusion_matrix_by_hand() -> None:
     said, labels = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 1])
     fitted = fit_confusion(said, None, labels, 2)
     prior, s = np.array([4 / 8, 4 / 8]), SMOOTHING
-    wanted = [[(3 + s * prior[0]) / (4 + s), (1 + s * prior[1]) / (4 + s)], [s * prior[0] / (2 + s), (2 + s * prior[1]) / (2 + s)]]
+    wanted = [
+        [(3 + s * prior[0]) / (4 + s), (1 + s * prior[1]) / (4 + s)],
+        [s * prior[0] / (2 + s), (2 + s * prior[1]) / (2 + s)],
+    ]
     np.testing.assert_allclose(fitted.probs, [wanted])
     assert fitted.edges.size == 0
 

@@ -65,7 +65,8 @@ def test_labels(tmp_path: Path, suffix: str, sure: bool) -> None:
     assert teacher.answered(SPLIT).tolist() == [True, True, False, True, False, False]
     labels, confidence = teacher.said(SPLIT)
     assert labels.tolist() == [1, 2, -1, 0, -1, -1]
-    wanted = [[0.15, 0.7, 0.15], [0, 0, 1], [0.2, 0.4, 0.4]] if sure else [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    spread, certain = [[0.15, 0.7, 0.15], [0, 0, 1], [0.2, 0.4, 0.4]], [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    wanted = np.array(spread if sure else certain)
     np.testing.assert_allclose(np.exp(teacher.compute(SPLIT)[[0, 1, 3]]), wanted, atol=2e-8)
     if sure:
         assert confidence is not None

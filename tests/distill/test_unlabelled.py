@@ -245,9 +245,7 @@ def overrides_of(settings: TaskSettings) -> list[str]:
     return ["task=files", f"task.text=[{','.join(settings.text)}]", *given]
 
 
-def test_hidden_labels_of_files_change_nothing(
-    files: Callable[..., TaskSettings], run: Any, tmp_path: Path
-) -> None:
+def test_hidden_labels_of_files_change_nothing(files: Callable[..., TaskSettings], run: Any, tmp_path: Path) -> None:
     settings = files(labels=24, unlabelled=True)
     task = load_task(settings)
     pool = pool_of(tmp_path, [str(i) for s in task.splits.values() for i in s.ids])
