@@ -264,7 +264,7 @@ PROBABILITIES: dict[str, Case] = {
     "not summing to one": (probs(lambda rows: first(rows, bad=0.9)), ["teacher llm", "'train0'", "not summing to 1"]),
     "words": (probs(lambda rows: first(rows, bad="high")), ["teacher llm", "not a number"]),
     "lists": (probs(lambda rows: first(rows, bad=[1, 2])), ["teacher llm", "not a number"]),
-    "an id missing": (probs(ids=89), ["teacher llm", "no row for id", "'train89'"]),
+    "other ids": (probs(lambda rows: [r | {"id": f"my-{r['id']}"} for r in rows]), ["teacher llm", "no answer for any", "ids are those of the task"]),
     "an id twice": (probs(lambda rows: first(rows, id="train1")), ["teacher llm", "an id occurs twice"]),
     "no id column": (probs(lambda rows: [{k: v for k, v in r.items() if k != "id"} for r in rows]), ["teacher llm", "no column 'id'", "bad"]),
     "a class too few": (probs(lambda rows: [{k: v for k, v in r.items() if k != "bad"} for r in rows]), ["teacher llm", "2 class columns", "has 3"]),
