@@ -259,7 +259,7 @@ def glue(place: Path, row: str, header: str = "index\tsentence1\tsentence2\tlabe
 PROBABILITIES: dict[str, Case] = {
     "NaN": (probs(lambda rows: first(rows, bad="NaN")), ["teacher llm", "'train0'", "NaN or infinite"]),
     "infinite": (probs(lambda rows: first(rows, bad="inf")), ["teacher llm", "'train0'", "NaN or infinite"]),
-    "null": (probs(lambda rows: first(rows, bad=None)), ["teacher llm", "'train0'", "NaN or infinite"]),
+    "null": (probs(lambda rows: first(rows, bad=None)), ["teacher llm", "'train0'", "empty cell in column 'bad'"]),
     "negative": (probs(lambda rows: first(rows, bad=-0.5, fine=1.25)), ["teacher llm", "'train0'", "negative"]),
     "not summing to one": (probs(lambda rows: first(rows, bad=0.9)), ["teacher llm", "'train0'", "not summing to 1"]),
     "words": (probs(lambda rows: first(rows, bad="high")), ["teacher llm", "not a number"]),
