@@ -3,7 +3,8 @@
     alpha * CE(z, y) + (1 - alpha) * T^2 * KL(q || softmax(z / T)),   q = sum_k w_k softmax(t_k / T)
 
 with student logits z, label y, teacher logits t_k and weights w_k = a_k / sum(a). An instance without a teacher learns
-from its label alone: CE(z, y). The factor T^2 keeps the gradients of both terms on one scale (Hinton et al., arXiv 1503.02531).
+from its label alone: CE(z, y). An unlabelled instance learns from its teachers alone: T^2 * KL; without a teacher its loss
+is zero. The factor T^2 keeps the gradients of both terms on one scale (Hinton et al., arXiv 1503.02531).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def distillation_loss(logits: Tensor, labels: Tensor, actions: Tensor, soft: Ten
 
     Args:
         logits: student, `[B,C]`.
-        labels: gold classes, int64 `[B]`.
+        labels: gold classes, int64 `[B]`; -1: unlabelled.
         actions: subsets (0/1) or non-negative weights, `[B,K]`.
         soft: `soft_labels(teacher logits, T)`, `[B,K,C]`.
 
@@ -47,12 +48,13 @@ def distillation_loss(logits: Tensor, labels: Tensor, actions: Tensor, soft: Ten
     alpha, temperature = settings.alpha, settings.temperature
     weights = teacher_weights(actions)
     q = mix(weights, soft)
-    hard = F.cross_entropy(logits, labels, reduction="none")
+    hard = F.cross_entropy(logits, labels, reduction="none", ignore_index=-1)  # 0 where there is no label
     kl = F.kl_div(F.log_softmax(logits / temperature, -1), q, reduction="none").sum(-1)
-    taught = alpha * hard + (1 - alpha) * temperature**2 * kl
+    soft_weight = torch.full_like(kl, (1 - alpha) * temperature**2).masked_fill(labels < 0, temperature**2)
+    taught = alpha * hard + soft_weight * kl
     return torch.where(actions.sum(-1) > 0, taught, hard)
 
 
 def label_loss(labels: Tensor) -> Callable[[Tensor], Tensor]:
-    """The loss of learning from labels alone: a function from logits `[B,C]` to losses `[B]`, nats."""
+    """The loss of learning from labels alone: a function from logits `[B,C]` to losses `[B]`, nats. All labels are known."""
     return lambda logits: F.cross_entropy(logits, labels, reduction="none")

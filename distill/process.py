@@ -24,15 +24,17 @@ from tqdm.auto import tqdm
 
 from distill import cache, parallel
 from distill.checks import UserError
-from distill.data.load import load_task
+from distill.data.load import files_of, load_task
 from distill.data.splits import Split, Task
 from distill.data.tokens import Batch, Stream, TokenizedSplit
-from distill.losses import distillation_loss, soft_labels
+from distill.losses import distillation_loss, mix, soft_labels, teacher_weights
 from distill.models.build import build_student
 from distill.models.engine import Engine
 from distill.settings import RunSettings, digest
 from distill.state import Array, Optional, is_count, is_generator
 from distill.student import StepResult, Student
+from distill.teachers.calibrate import FORMAT as CALIBRATION
+from distill.teachers.calibrate import CalibratedSignals, Confusion, Temperature, fit_calibration
 from distill.teachers.encoders import make_encoder
 from distill.teachers.finetune import vocabulary_texts
 from distill.teachers.live import LiveSignals
@@ -63,10 +65,8 @@ class Prepared:
     @classmethod
     def of(cls, settings: RunSettings) -> Prepared:
         """The one for these settings. The last few stay in memory, so a second environment costs nothing."""
-        files = [settings.task.train, settings.task.dev, settings.task.test]
+        files: list[str | None] = [*files_of(settings.task, settings.data_dir)]
         files += [getattr(part, "path", None) for part in (*settings.teachers.pool, settings.encoder)]
-        if settings.data_dir and settings.task.source != "hub":
-            files.append(settings.data_dir)
         key = digest(
             settings.identity("signals"),
             [settings.device, settings.amp, settings.fast, settings.data_dir, str(settings.home_dir)],
@@ -95,34 +95,63 @@ class Prepared:
     def signals(self, role: str) -> TeacherSignals:
         """The signals of one split."""
         if role not in self._signals:
-            split = self.task.splits[role]
-            if self.settings.teachers.signals == "live":
-                self._signals[role] = LiveSignals(split, self.teachers, self.encoder)
-            else:
-                self._signals[role] = StoredSignals(split, self.teachers, self.encoder, self.home)
+            signals, fitted = self._as_given(role), self.calibration
+            if fitted:
+                signals = CalibratedSignals(signals, self.task.splits[role], self.teachers, fitted)
+            self._signals[role] = signals
         return self._signals[role]
+
+    def _as_given(self, role: str) -> TeacherSignals:
+        """The signals of one split before calibration."""
+        split = self.task.splits[role]
+        if self.settings.teachers.signals == "live":
+            return LiveSignals(split, self.teachers, self.encoder)
+        return StoredSignals(split, self.teachers, self.encoder, self.home)
+
+    @cached_property
+    def calibration(self) -> list[Temperature | Confusion]:
+        """The calibration of each teacher, fitted on the reward split; an empty list with `teachers.calibrate=none`."""
+        if self.settings.teachers.calibrate == "none":
+            return []
+        return fit_calibration(self.teachers, self._as_given("reward"), self.task.splits["reward"])
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the data, the teachers and the encoder."""
-        return digest(self.task.fingerprint, [t.fingerprint for t in self.teachers], self.encoder.fingerprint)
+        """Hash of the data, the teachers, their calibration and the encoder."""
+        # Calibration follows from the answers and the labels of the reward split, which the task's hash covers.
+        calibrated = [] if self.settings.teachers.calibrate == "none" else [["calibrated", CALIBRATION]]
+        teachers = [t.fingerprint for t in self.teachers]
+        return digest(self.task.fingerprint, teachers, self.encoder.fingerprint, *calibrated)
 
     def teacher_scores(self) -> list[dict[str, Any]]:
         """Metrics of every teacher, and last of their averaged probabilities (`ensemble`), on train, dev and the tests.
 
         Train is what the student learns from. Where it is far above dev, the teachers are over-confident on it (see
-        `teachers.folds`).
+        `teachers.folds`). Each row counts the labelled instances that its teacher answers. It is None where there are
+        none; `answered` then says, by split, the share of the instances that are answered.
         """
         rows: list[dict[str, Any]] = [{"name": t.name, "fingerprint": t.fingerprint} for t in self.teachers]
+        for row, fitted in zip(rows, self.calibration, strict=False):
+            row |= fitted.facts()
         rows.append({"name": "ensemble"})
         for role in ("train", "dev", *self.task.tests):
             split = self.task.splits[role]
+            known = np.flatnonzero(split.labelled)
             started = time.perf_counter()
-            logits = self.signals(role).logits(np.arange(len(split)))
+            signals = self.signals(role)
+            logits, answered = signals.logits(known), signals.answered(known)
             self.signals_s += time.perf_counter() - started
-            mean = np.log(soft_labels(torch.from_numpy(logits), 1.0).mean(1).numpy() + 1e-12)
-            for row, values in zip(rows, [*logits.swapaxes(0, 1), mean], strict=True):
-                row[role] = self.task.scores(values, split.labels)
+            soft = soft_labels(torch.from_numpy(logits), 1.0)
+            everyone = torch.from_numpy(answered).float()
+            average = soft.mean(1) if signals.complete else mix(teacher_weights(everyone), soft)
+            mean = np.log(average.numpy() + 1e-12)
+            everything = [*zip(logits.swapaxes(0, 1), answered.T, strict=True), (mean, np.asarray(answered.any(1)))]
+            for row, (values, here) in zip(rows, everything, strict=True):
+                row[role] = self.task.scores(values[here], split.labels[known][here]) if here.any() else None
+            if not signals.complete:
+                shares = signals.answered(np.arange(len(split))).mean(0).tolist()
+                for row, share in zip(rows, shares, strict=False):
+                    row.setdefault("answered", {})[role] = share
         return rows
 
 
@@ -151,7 +180,7 @@ class TrainingBatch:
     """
 
     rows: np.ndarray  # [B]
-    labels: np.ndarray  # [B]
+    labels: np.ndarray  # [B]; -1: unlabelled
     inputs: Batch
     gold: Tensor  # [B]
     signals: TeacherSignals
@@ -163,6 +192,27 @@ class TrainingBatch:
     def shape(self) -> tuple[int, int]:
         """B, K."""
         return len(self.rows), len(self.signals.names)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Whether the gold label of each row is known, bool `[B]`."""
+        known: np.ndarray = self.labels >= 0
+        return known
+
+    @cached_property
+    def answered(self) -> np.ndarray:
+        """Which teachers have an answer for each row, bool `[B,K]`."""
+        return self.signals.answered(self.rows)
+
+    @cached_property
+    def heard(self) -> Tensor | None:
+        """`answered` as 0 and 1 in float32 `[B,K]`, on the device; None where all teachers answer every row."""
+        return None if self.signals.complete else torch.from_numpy(self.answered).to(self.gold.device, torch.float32)
+
+    def audible(self, actions: np.ndarray) -> np.ndarray:
+        """Subsets or weights `[B,K]` in float32, with the weight of every silent teacher set to 0."""
+        given = np.asarray(actions, np.float32)
+        return given if self.signals.complete else given * self.answered
 
     @cached_property
     def logits(self) -> np.ndarray:
@@ -183,7 +233,7 @@ class TrainingBatch:
         """Soft labels `[B,K,C]`, correct wherever `actions` `[B,K]` give weight. Live teachers run only where chosen."""
         if not self.signals.selective or "logits" in vars(self):
             return self.soft
-        chosen = np.asarray(actions) > 0
+        chosen = self.audible(actions) > 0
         if self._chosen is None or not np.array_equal(self._chosen[0], chosen):
             logits = torch.from_numpy(self.signals.logits(self.rows, chosen))
             self._chosen = chosen, soft_labels(logits.to(self.gold.device), self.temperature)
@@ -201,8 +251,9 @@ class TrainingBatch:
 
     @cached_property
     def teacher_losses(self) -> np.ndarray:
-        """Teacher cross-entropies on the gold label, `[B,K]` nats."""
+        """Teacher cross-entropies on the gold label, `[B,K]` nats; 0 where there is no label."""
         losses: np.ndarray = -self.log_probs[np.arange(len(self.labels)), :, self.labels]
+        losses[~self.labelled] = 0.0
         return losses
 
 
@@ -329,10 +380,13 @@ class Distillation:
         return now.ahead[1] if now.ahead is not None and now.ahead[0] == self.student.version else None
 
     def step(self, actions: np.ndarray) -> StepResult:
-        """Train on the current batch with subsets or weights `actions` `[B,K]`, then load the next batch."""
+        """Train on the current batch with subsets or weights `actions` `[B,K]`, then load the next batch.
+
+        Teachers that have no answer for a row have no weight there, whatever its action says.
+        """
         now = self.batch
         assert now is not None, "begin() comes before step()"
-        chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(self.device)
+        chosen = torch.from_numpy(now.audible(actions)).to(self.device)
         soft = now.soft_for(actions)  # before the student's forward: teachers need no gradients
         seen = self._ahead(now)
         ahead = seen if seen is not None and seen.requires_grad else None

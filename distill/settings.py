@@ -86,11 +86,17 @@ class CorpusSettings:
 class TaskSettings:
     """What is learnt, and where the data comes from."""
 
-    name: str = option("bundled", "bundled, files, or a GLUE task: sst2 mrpc qqp mnli qnli rte cola")
-    source: str = option("auto", "GLUE only. files: TSV files under data_dir; hub; auto: files if data_dir is set")
+    name: str = option("bundled", "bundled, files, afrisenti, or a GLUE task: sst2 mrpc qqp mnli qnli rte cola")
+    source: str = option(
+        "auto", "GLUE, AfriSenti. files: TSV files under data_dir; hub; auto: files where there are some"
+    )
     metric: str = option("accuracy", "what model selection on dev maximises: accuracy, f1 or matthews")
     reward_size: float = option(0.1, "size of the reward split: a share of train below 1, a number of instances from 1")
     dev_size: float = option(0.1, "size of the dev split, where it is cut from train")
+    labels: int | None = option(
+        None,
+        "know only this many labels of the training data: half for reward and half for dev; all else is unlabelled",
+    )
     train_limit: int | None = option(None, "keep only this many training instances (stratified)")
     split_seed: int = option(0, "seed of the split; separate from `seed`, so that runs share teachers and signals")
     train: str | None = option(None, "task=files: path of the training data")
@@ -99,6 +105,9 @@ class TaskSettings:
     text: list[str] = option([], "task=files: one or two text columns")
     label: str = option("label", "task=files: label column")
     id: str | None = option(None, "task=files: column of unique ids; row numbers if null")
+    unlabelled: str | None = option(None, "task=files: path of more training texts, without labels")
+    owner: str | None = option(None, "task=files: column that names the right teacher of a row; only oracles read it")
+    languages: list[str] = option([], "task=afrisenti: languages, for example [hau, ibo, yor, pcm]")
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
 
     def __post_init__(self) -> None:
@@ -110,8 +119,10 @@ class TaskSettings:
                 raise UserError(
                     f"task.{key}={getattr(self, key)} must be positive: a share below 1 or a number of instances"
                 )
-        if self.train_limit is not None and self.train_limit <= 0:
-            raise UserError(f"task.train_limit={self.train_limit} must be positive")
+        for key in ("train_limit", "labels"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise UserError(f"task.{key}={value} must be positive, or null for all")
         check_seed(self.split_seed, "task.split_seed")
 
 
@@ -189,10 +200,12 @@ class CheckpointTeacher(TeacherSettings):
 
 @dataclass
 class PredictionsTeacher(TeacherSettings):
-    """A file of probabilities, computed elsewhere."""
+    """A file of answers, computed elsewhere: probabilities, or labels with or without a confidence."""
 
     kind: ClassVar[str] = "predictions"
-    path: str | None = option(None, "CSV, JSONL or Parquet file with a column `id` and one column a label")
+    path: str | None = option(
+        None, "CSV, TSV, JSONL or Parquet file: `id` and one column a label, or `id,label`, or `id,label,confidence`"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,8 +213,26 @@ class PredictionsTeacher(TeacherSettings):
             raise UserError(f"{self.what}: kind=predictions needs path=FILE")
 
 
+@dataclass
+class SklearnTeacher(TeacherSettings):
+    """A logistic regression on character n-grams, fitted here with scikit-learn in seconds."""
+
+    kind: ClassVar[str] = "sklearn"
+    pool: str | None = option(None, "a pool of the task to train on (afrisenti: a language) instead of train")
+    ngrams: list[int] = option([1, 4], "shortest and longest n-gram, in characters")
+    max_features: int = option(30_000, "most frequent n-grams that are kept")
+    c: float = option(10.0, "inverse of the ridge penalty")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.ngrams) != 2 or not 0 < self.ngrams[0] <= self.ngrams[1]:
+            raise UserError(f"{self.what}: ngrams={self.ngrams} must be the shortest and the longest length, as [1, 4]")
+        if self.max_features <= 0 or self.c <= 0:
+            raise UserError(f"{self.what}: max_features={self.max_features} and c={self.c} must be positive")
+
+
 TEACHER_KINDS: dict[str, type[TeacherSettings]] = {
-    cls.kind: cls for cls in (FinetuneTeacher, CheckpointTeacher, PredictionsTeacher)
+    cls.kind: cls for cls in (FinetuneTeacher, CheckpointTeacher, PredictionsTeacher, SklearnTeacher)
 }
 
 
@@ -210,17 +241,22 @@ class TeachersSettings:
     """The pool of teachers."""
 
     name: str = option("own", "name of the pool")
-    pool: list[TeacherSettings] = option([], "the teachers, each with its kind: finetune, checkpoint or predictions")
+    pool: list[TeacherSettings] = option([], f"the teachers, each with its kind: {', '.join(TEACHER_KINDS)}")
     signals: str = option(
         "stored", "stored: computed once and kept on disk; live: computed whenever they are asked for"
     )
     folds: int = option(0, "from 2: cross-fitting, so that no teacher judges an instance it was fine-tuned on; 0: none")
+    calibrate: str = option(
+        "none",
+        "auto: temperature scaling, or a confusion matrix for labels, on the reward split; none: answers as given",
+    )
 
     def __post_init__(self) -> None:
         plain_name(self.name, "teachers.name")
         if self.folds != 0 and not 2 <= self.folds <= 20:
             raise UserError(f"teachers.folds={self.folds} must lie in [2, 20], or be 0 for none")
         one_of(self.signals, ("stored", "live"), "teachers.signals")
+        one_of(self.calibrate, ("auto", "none"), "teachers.calibrate")
         names = [t.name for t in self.pool]
         if not names:
             raise UserError(
@@ -398,16 +434,32 @@ class BudgetSettings:
 
 # --- the environment --------------------------------------------------------------------------------------------------
 
-PARTS = ("encoder", "teacher_probs", "teacher_loss", "student_probs", "student_loss", "divergence", "progress")
+PARTS = (
+    "encoder",
+    "teacher_probs",
+    "teacher_loss",
+    "answered",
+    "labelled",
+    "student_probs",
+    "student_loss",
+    "divergence",
+    "progress",
+)
 
 
 @dataclass
 class ObservationSettings:
     """The parts of the state, in order. The paper's state is encoder, teacher_probs and teacher_loss."""
 
-    parts: list[str] = option(["encoder", "teacher_probs", "teacher_loss"], f"some of {', '.join(PARTS)}")
+    parts: list[str] | None = option(
+        None,
+        f"some of {', '.join(PARTS)}; null: the paper's three, without teacher_loss where train has unlabelled "
+        "instances, with answered where a teacher may be silent, with labelled where only some instances have a label",
+    )
 
     def __post_init__(self) -> None:
+        if self.parts is None:
+            return
         if not self.parts:
             raise UserError("observation.parts is empty; name some of " + ", ".join(PARTS))
         for part in self.parts:
@@ -590,7 +642,9 @@ class RunSettings:
     threads: int | None = option(None, "torch threads; null: torch's default", "machine")
     amp: str = option("auto", "bf16 autocast: auto (where the hardware computes it natively), off or bf16", "machine")
     fast: bool = option(True, "faster forms of the same forward pass; false: as transformers computes it", "machine")
-    data_dir: str | None = option(None, "folder of the official GLUE files; default: TEACHER_SELECT_DATA", "nothing")
+    data_dir: str | None = option(
+        None, "folder of the official GLUE or AfriSenti files; default: TEACHER_SELECT_DATA", "nothing"
+    )
     home: str = option("~/.cache/teacher-select", "folder of all caches; default: TEACHER_SELECT_HOME", "nothing")
     plugins: list[str] = option([], "modules of your own that are imported first, to add kinds and tasks", "run")
     resume: bool = option(False, "continue the run in hydra.run.dir=FOLDER from its last checkpoint", "nothing")

@@ -42,7 +42,13 @@ class Shares:
 
 
 def influence_shares(
-    logits: Tensor, slope: Tensor, labels: Tensor, actions: Tensor, soft: Tensor, loss: LossSettings
+    logits: Tensor,
+    slope: Tensor,
+    labels: Tensor,
+    actions: Tensor,
+    soft: Tensor,
+    loss: LossSettings,
+    answered: Tensor | None = None,
 ) -> Shares:
     """Shares of a unit step: `<d loss_i / d logits, d logits_i / d v>`, for the subset given and for every bit flipped.
 
@@ -51,12 +57,20 @@ def influence_shares(
     Args:
         logits: student before the step, `[B,C]`.
         slope: derivative of the logits along v = grad L_reward, `[B,C]`.
-        labels: `[B]`. actions: subsets or weights `[B,K]`. soft: teacher distributions at the temperature `[B,K,C]`.
+        labels: `[B]`, -1: unlabelled. actions: subsets or weights `[B,K]`. soft: teacher distributions at the
+            temperature `[B,K,C]`.
+        answered: 0 or 1, `[B,K]`: teachers that may be chosen; a silent one counts as off, and its advantage is 0.
+            None: all of them.
     """
     alpha, temperature = loss.alpha, loss.temperature
-    scale = (1 - alpha) * temperature
-    hard = (F.softmax(logits, -1) * slope).sum(-1) - slope.gather(1, labels[:, None])[:, 0]
-    own = alpha * hard + scale * (F.softmax(logits / temperature, -1) * slope).sum(-1)
+    if answered is not None:
+        actions = actions * answered
+    # An unlabelled row has no hard part, and its soft part has weight 1.
+    unknown = labels < 0
+    scale = torch.full_like(slope[:, 0], (1 - alpha) * temperature).masked_fill(unknown, temperature)[:, None]
+    hard = (F.softmax(logits, -1) * slope).sum(-1) - slope.gather(1, labels.clamp_min(0)[:, None])[:, 0]
+    hard = hard.masked_fill(unknown, 0.0)
+    own = alpha * hard + scale[:, 0] * (F.softmax(logits / temperature, -1) * slope).sum(-1)
     u = (soft * slope[:, None]).sum(-1)  # [B,K]
     total, mass = (actions * u).sum(-1, keepdim=True), actions.sum(-1, keepdim=True)
 
@@ -66,8 +80,8 @@ def influence_shares(
 
     weight = torch.where(actions > 0, actions, 1.0)
     rest, rest_mass = total - actions * u, mass - actions
-    on = share(rest + weight * u, rest_mass + weight)
-    return Shares(rows=share(total, mass)[:, 0], advantage=on - share(rest, rest_mass))
+    advantage = share(rest + weight * u, rest_mass + weight) - share(rest, rest_mass)
+    return Shares(rows=share(total, mass)[:, 0], advantage=advantage if answered is None else advantage * answered)
 
 
 class Credit(ABC):
@@ -180,7 +194,7 @@ class Influence(Credit):
         chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(result.logits.device)
         slope = self.slope(result.logits)
         loss = self.process.settings.loss
-        shares = influence_shares(result.logits, slope, batch.gold, chosen, batch.soft, loss)
+        shares = influence_shares(result.logits, slope, batch.gold, chosen, batch.soft, loss, batch.heard)
         scale = torch.tensor(result.lr / len(batch.rows), device=result.logits.device)
         if result.clip is not None:
             scale = scale * result.clip
@@ -216,7 +230,9 @@ class Influence(Credit):
         slope = self.slope(logits)
         chosen = torch.from_numpy(subsets.astype(np.float32)).to(logits.device)
         loss, (b, k) = self.process.settings.loss, now.shape
-        columns = [influence_shares(logits, slope, now.gold, row.expand(b, k), now.soft, loss).rows for row in chosen]
+        columns = [
+            influence_shares(logits, slope, now.gold, row.expand(b, k), now.soft, loss, now.heard).rows for row in chosen
+        ]
         self.steps += 1
         return torch.stack(columns, 1).cpu().numpy()
 

@@ -35,7 +35,8 @@ class View:
         logits = self.process.look_ahead()
         with torch.inference_mode():
             log_probs = F.log_softmax(logits, -1)
-            loss = -log_probs.gather(1, self.batch.gold[:, None])
+            gold = self.batch.gold[:, None]
+            loss = -log_probs.gather(1, gold.clamp_min(0)).masked_fill(gold < 0, 0.0)
             teachers = torch.from_numpy(self.batch.log_probs).to(log_probs.device)
             # KL(teacher k || student): what the student would have to learn from each teacher
             divergence = (teachers.exp() * (teachers - log_probs[:, None])).sum(-1)
@@ -98,7 +99,7 @@ class TeacherProbs(Part):
 
 
 class TeacherLoss(Part):
-    """Every teacher's cross-entropy on the gold label, over `LOSS_CAP`: K numbers."""
+    """Every teacher's cross-entropy on the gold label, over `LOSS_CAP`: K numbers. 0 where there is no label."""
 
     def width(self, process: Distillation) -> int:
         """K."""
@@ -107,6 +108,32 @@ class TeacherLoss(Part):
     def values(self, view: View) -> np.ndarray:
         """The scaled losses `[B,K]`."""
         return view.batch.teacher_losses / LOSS_CAP
+
+
+class Answered(Part):
+    """Whether each teacher has an answer, 0 or 1: K numbers."""
+
+    label_free = True
+
+    def width(self, process: Distillation) -> int:
+        """K."""
+        return process.num_teachers
+
+    def values(self, view: View) -> np.ndarray:
+        """0 or 1, `[B,K]`."""
+        return view.batch.answered.astype(np.float32)
+
+
+class Labelled(Part):
+    """Whether the gold label is known, 0 or 1: one number."""
+
+    def width(self, process: Distillation) -> int:
+        """1."""
+        return 1
+
+    def values(self, view: View) -> np.ndarray:
+        """0 or 1, `[B,1]`."""
+        return view.batch.labelled[:, None].astype(np.float32)
 
 
 class StudentProbs(Part):
@@ -122,7 +149,7 @@ class StudentProbs(Part):
 
 
 class StudentLoss(Part):
-    """The student's cross-entropy on the gold label now, over `LOSS_CAP`: one number."""
+    """The student's cross-entropy on the gold label now, over `LOSS_CAP`: one number. 0 where there is no label."""
 
     def width(self, process: Distillation) -> int:
         """1."""
@@ -162,11 +189,33 @@ PARTS: dict[str, type[Part]] = {
     "encoder": Encoder,
     "teacher_probs": TeacherProbs,
     "teacher_loss": TeacherLoss,
+    "answered": Answered,
+    "labelled": Labelled,
     "student_probs": StudentProbs,
     "student_loss": StudentLoss,
     "divergence": Divergence,
     "progress": Progress,
 }
+
+
+def parts_of(settings: ObservationSettings, process: Distillation) -> list[str]:
+    """The parts that the settings name. With `observation.parts=null`, what suits the task.
+
+    That is the paper's state on a labelled task. The teachers' losses are left out where some training instance has no
+    label; a policy would have to read 0 as "right". `answered` joins where a teacher is silent on a training instance,
+    `labelled` where only some training instances have a label.
+    """
+    if settings.parts is not None:
+        return settings.parts
+    known = process.train_split.labelled
+    parts = ["encoder", "teacher_probs"]
+    if known.all():
+        parts.append("teacher_loss")
+    if not process.signals.complete:
+        parts.append("answered")
+    if known.any() and not known.all():
+        parts.append("labelled")
+    return parts
 
 
 class Observation:
@@ -179,7 +228,8 @@ class Observation:
 
     def __init__(self, settings: ObservationSettings, process: Distillation) -> None:
         self.process = process
-        self.parts = {name: find(name, PARTS, Part, "observation.parts")() for name in settings.parts}  # type: ignore[type-abstract]
+        names = parts_of(settings, process)
+        self.parts = {name: find(name, PARTS, Part, "observation.parts")() for name in names}  # type: ignore[type-abstract]
         self.layout: dict[str, slice] = {}
         start = 0
         for name, part in self.parts.items():

@@ -64,6 +64,28 @@ class Interface:
         """Where each part of the observation lies."""
         return self.core.observe.layout
 
+    def action_masks(self) -> np.ndarray:
+        """Which values each bit of the next action may take, for algorithms that mask invalid actions (MaskablePPO).
+
+        Two entries a teacher, for off and on. Off is always allowed; on is where the teacher has an answer.
+
+        Returns:
+            Bool `[2*K]` for the coming instance, and `[B,2*K]` from the vector interface.
+        """
+        check_ready(self.running)
+        assert self.core.process.batch is not None
+        answered = self.core.process.batch.answered
+        return self._own_rows(np.stack([np.ones_like(answered), answered], -1).reshape(len(answered), -1))
+
+    @property
+    def running(self) -> bool:
+        """Whether an episode is running."""
+        raise NotImplementedError
+
+    def _own_rows(self, batch: np.ndarray) -> np.ndarray:
+        """What the next action is for, of an array `[B,...]` over the coming batch: one row, or all of them."""
+        raise NotImplementedError
+
     def render(self) -> Any:
         """A status line (`ansi`) or a figure `[H,W,3]` uint8 (`rgb_array`) of the student."""
         return rendering.render(self.render_mode, self.core)
@@ -194,6 +216,16 @@ class TeacherSelectEnv(Interface, gym.Env[np.ndarray, np.ndarray]):
         """Close it: `reset` and `step` raise `ClosedEnvironmentError` from now on."""
         self._closed = True
 
+    @property
+    def running(self) -> bool:
+        """Whether an episode is running."""
+        return self._states is not None
+
+    def _own_rows(self, batch: np.ndarray) -> np.ndarray:
+        """The row of the coming instance."""
+        row: np.ndarray = batch[len(self._actions)]
+        return row
+
     def _info(self) -> dict[str, Any]:
         return {"instance": int(self.core.instances()[len(self._actions)])}
 
@@ -294,6 +326,15 @@ class TeacherSelectVectorEnv(Interface, VectorEnv[np.ndarray, np.ndarray, np.nda
                 "_final_info": np.ones(self.num_envs, bool),
             }
         return states, rewards, np.full(self.num_envs, done), np.zeros(self.num_envs, bool), out
+
+    @property
+    def running(self) -> bool:
+        """Whether an episode is running."""
+        return self._ready
+
+    def _own_rows(self, batch: np.ndarray) -> np.ndarray:
+        """All rows."""
+        return batch
 
     def _masked(self, info: dict[str, np.ndarray]) -> dict[str, Any]:
         return {**info, **{f"_{key}": np.ones(self.num_envs, bool) for key in info}}

@@ -89,6 +89,19 @@ def prepared(tiny_config: Callable[..., dict[str, Any]]) -> Any:
 
 
 @pytest.fixture(scope="session")
+def afrisenti_dir() -> Path:
+    """AfriSenti's folders of languages: where `data_dir=TEACHER_SELECT_DATA` leads to, else ../shared/afrisenti."""
+    from distill.data.afrisenti import afrisenti_folders
+
+    given = os.environ.get("TEACHER_SELECT_DATA")
+    places = [*(afrisenti_folders(given) if given else ()), ROOT.parent / "shared" / "afrisenti"]
+    for place in places:
+        if (place / "hau" / "train.tsv").is_file():
+            return place
+    pytest.skip(f"no AfriSenti data at {' or '.join(map(str, places))}; put hau/train.tsv there")
+
+
+@pytest.fixture(scope="session")
 def glue_dir() -> Path:
     """Official GLUE folders: TEACHER_SELECT_DATA, else ../shared/glue beside the repository."""
     folder = Path(os.environ.get("TEACHER_SELECT_DATA") or ROOT.parent / "shared" / "glue").expanduser()

@@ -47,12 +47,12 @@ def rows(heading: str, page: str = PAGE) -> list[list[str]]:
 
 def test_observation_table(prepared, tiny_config) -> None:
     from distill.process import Distillation
-    from envs.observations import Observation
+    from envs.observations import Observation, parts_of
 
     process = Distillation(RunSettings.from_config(tiny_config()))
     table = {cells[0].strip("`"): cells for cells in rows("Observation")}
     assert tuple(table) == PARTS
-    default = ObservationSettings().parts
+    default = parts_of(ObservationSettings(), process)
     assert [p for p in PARTS if table[p][4] == "yes"] == default
     observation = Observation(ObservationSettings(parts=list(PARTS)), process)
     sizes = {"K": process.num_teachers, "C": process.task.num_classes, "D": process.signals.width, "1": 1}

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from distill.checks import RoleError, UserError
 from distill.data.metrics import calibration_error
-from distill.settings import digest
+from distill.settings import TaskSettings, digest
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one file: ids, texts and the names of their labels."""
+    """The rows of one file.
+
+    Attributes:
+        ids: unique names of the rows.
+        texts: one or two texts a row.
+        labels: the name of each row's label; None: the row is unlabelled.
+        owners: the name of the teacher that is right for each row, empty where that is not known; None: for no row.
+    """
 
     ids: list[str]
-    texts: list[tuple[str, ...]]  # one or two texts a row
-    labels: list[str]
+    texts: Sequence[tuple[str, ...]]
+    labels: Sequence[str | None]
+    owners: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -29,15 +40,18 @@ class RawTask:
 
     Attributes:
         source: where the data was read from, for example `files` or `hub`.
-        tables: the data by split. `train` and the tests must be there; `dev` is cut from train if it is not.
+        tables: the data by split. `train` and the tests must be there; `dev` is cut from train if it is not; the rows
+            of `unlabelled` join train after the cuts.
         label_names: names of the C classes, in the order of the task's logits.
         tests: names of the test splits.
+        pools: more labelled data, for teachers only.
     """
 
     source: str
     tables: dict[str, Table]
     label_names: tuple[str, ...]
     tests: tuple[str, ...] = ("test",)
+    pools: dict[str, Table] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class Split:
         role: `train`, `reward`, `dev`, `test` or `pool`. Functions that must not see a role raise `RoleError`.
         ids: stable names of the instances in their source, never positions in a shuffle; str `[N]`.
         texts: one or two texts for each instance.
-        labels: gold classes, int64 `[N]`.
+        labels: gold classes, int64 `[N]`. -1: the instance is unlabelled, which only train may hold.
     """
 
     role: str
@@ -58,6 +72,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Whether the gold label of each instance is known, bool `[N]`."""
+        known: np.ndarray = self.labels >= 0
+        return known
 
     def require(self, *roles: str) -> Split:
         """This split, if its role is one of `roles`.
@@ -72,6 +92,15 @@ class Split:
     def take(self, rows: np.ndarray, role: str | None = None) -> Split:
         """The instances at `rows` (int64 `[B]`), with a new role if one is given."""
         return Split(role or self.role, self.ids[rows], [self.texts[i] for i in rows], self.labels[rows])
+
+    def unlabelled(self) -> Split:
+        """The same instances without their labels."""
+        return replace(self, labels=np.full(len(self), -1, np.int64))
+
+    def joined(self, other: Split) -> Split:
+        """These instances, and after them those of another split."""
+        ids, labels = np.concatenate([self.ids, other.ids]), np.concatenate([self.labels, other.labels])
+        return Split(self.role, ids, [*self.texts, *other.texts], labels)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -93,7 +122,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task with its splits by role.
+    """A classification task with its splits by role. All splits but train are labelled.
 
     Attributes:
         name: name of the task, as in `task.name`.
@@ -103,8 +132,9 @@ class Task:
         metric: the metric that model selection on dev maximises.
         tests: names of the test splits.
         pools: more training data, for teachers only.
-        specialist: index into `pools` of the best teacher for each training instance, int64 `[N_train]`, where it is
-            known. Only oracles and measures of regret may read it, never a state or a reward.
+        owners: name of the teacher, or of the pool it learnt from, that is right for each training instance, str
+            `[N_train]`; an empty name where that is not known; None: for no instance. Only oracles and measures of
+            regret may read it, never a state or a reward.
     """
 
     name: str
@@ -114,17 +144,27 @@ class Task:
     metric: str = "accuracy"
     tests: tuple[str, ...] = ("test",)
     pools: dict[str, Split] = field(default_factory=dict)
-    specialist: np.ndarray | None = None
+    owners: np.ndarray | None = None
 
     @property
     def num_classes(self) -> int:
         """The number of classes C."""
         return len(self.label_names)
 
+    @property
+    def specialist(self) -> np.ndarray | None:
+        """Index into `pools` of the owner of each training instance, int64 `[N_train]`; None where owners are no pools."""
+        if self.owners is None or not set(self.owners.tolist()) <= set(self.pools):
+            return None
+        place = {name: i for i, name in enumerate(self.pools)}
+        return np.array([place[name] for name in self.owners.tolist()], np.int64)
+
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of every split and the label names; `sha256` in results.json."""
-        return digest(self.label_names, {r: s.labelled_fingerprint for r, s in self.splits.items()})
+        """Hash of every split, the label names and the owners; `sha256` in results.json."""
+        # Owners that are pools follow from the instances.
+        owners = [] if self.owners is None or self.specialist is not None else [self.owners.tolist()]
+        return digest(self.label_names, {r: s.labelled_fingerprint for r, s in self.splits.items()}, *owners)
 
     def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Metrics of `logits` `[N,C]` on `labels` `[N]`.
@@ -151,6 +191,25 @@ class Task:
             out["f1"] = float(f1_score(labels, guess, zero_division=0.0))
             out["matthews"] = float(matthews_corrcoef(labels, guess))
         return out
+
+
+def known_rows(train: Table, settings: TaskSettings) -> np.ndarray:
+    """The rows of the training data whose labels may be read, sorted, int64.
+
+    All labelled rows; with `task.labels` a uniform sample of them, drawn by `task.split_seed` without a look at any
+    label. A label that is hidden can therefore change nothing.
+
+    Raises:
+        UserError: for more labels than there are.
+    """
+    rows = np.flatnonzero([label is not None for label in train.labels])
+    if settings.labels is None:
+        return rows
+    if settings.labels > len(rows):
+        raise UserError(
+            f"task.labels={settings.labels} is more than the {len(rows)} labelled training instances; use fewer"
+        )
+    return np.sort(np.random.default_rng(settings.split_seed).permutation(rows)[: settings.labels])
 
 
 def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

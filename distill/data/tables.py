@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.checks import UserError, expand
-from distill.data.splits import RawTask, Table
+from distill.data.splits import RawTask, Table, known_rows
 from distill.settings import TaskSettings
 
 LONGEST_ID = 256  # characters; numpy stores every id of a split as wide as the longest one
@@ -38,7 +38,7 @@ def _unreadable(path: Path, error: UnicodeDecodeError | OSError) -> UserError:
 
 
 def read_files(settings: TaskSettings) -> RawTask:
-    """The task in the user's files. Its labels are those of the training file, sorted.
+    """The task in the user's files. Its labels are those of the labelled rows of the training file, sorted.
 
     Raises:
         UserError: for missing settings, unreadable files, unknown labels or ids that occur twice.
@@ -47,21 +47,33 @@ def read_files(settings: TaskSettings) -> RawTask:
         raise UserError("task=files needs task.train=FILE and task.test=FILE (CSV, TSV, JSONL or Parquet)")
     if len(settings.text) not in (1, 2):
         raise UserError(f"task.text={settings.text} must name one or two text columns, for example task.text=[review]")
-    paths = {"train": settings.train, "dev": settings.dev, "test": settings.test}
+    paths = {"train": settings.train, "dev": settings.dev, "test": settings.test, "unlabelled": settings.unlabelled}
     tables = {role: _user_table(expand(p), settings, role) for role, p in paths.items() if p}
-    names = tuple(sorted(set(tables["train"].labels), key=_numbers_first))
-    if len(names) <= 1:
-        raise UserError(
-            f"{settings.train}: column {settings.label!r} holds one class only ({names[0]!r}); a classifier needs two"
+    names = _label_names(tables["train"], settings)
+    for role in ("dev", "test"):
+        unknown = (
+            sorted({str(v) for v in tables[role].labels} - set(names), key=_numbers_first) if role in tables else []
         )
-    for role, table in tables.items():
-        unknown = sorted(set(table.labels) - set(names), key=_numbers_first)
         if unknown:
+            few = f"; task.labels={settings.labels} is too few" if settings.labels else ""
             raise UserError(
-                f"{paths[role]}: label {unknown[0]!r} never occurs in {settings.train} ({', '.join(names)})"
+                f"{paths[role]}: label {unknown[0]!r} never occurs in {settings.train} ({', '.join(names)}){few}"
             )
     _check_unique([(str(paths[role]), table) for role, table in tables.items()])
     return RawTask("files", tables, names)
+
+
+def _label_names(train: Table, settings: TaskSettings) -> tuple[str, ...]:
+    """The classes of the labelled rows. Labels that `task.labels` hides are not looked at."""
+    known = {str(train.labels[i]) for i in known_rows(train, settings)}
+    names = tuple(sorted(known, key=_numbers_first))
+    if len(names) <= 1:
+        few = f" in {settings.labels} labelled rows" if settings.labels else ""
+        raise UserError(
+            f"{settings.train}: column {settings.label!r} holds one class only{few} ({names[0]!r}); "
+            "a classifier needs two"
+        )
+    return names
 
 
 def _check_unique(tables: list[tuple[str, Table]]) -> None:
@@ -138,8 +150,10 @@ def _cells(column: Any, path: Path) -> list[str]:
 
 def _user_table(path: Path, settings: TaskSettings, role: str) -> Table:
     frame = read_table(path)
-    wanted = [*settings.text, settings.label, *([settings.id] if settings.id else [])]
-    for name in wanted:
+    labelled = role != "unlabelled"
+    wanted = [*settings.text, *([settings.label] if labelled else []), *([settings.id] if settings.id else [])]
+    needed = [*wanted, *([settings.owner] if settings.owner and role == "train" else [])]
+    for name in needed:
         if name not in frame.columns:
             raise UserError(f"{path}: no column {name!r}; it has {', '.join(map(str, frame.columns))}")
     if len(frame) <= 1:
@@ -150,15 +164,18 @@ def _user_table(path: Path, settings: TaskSettings, role: str) -> Table:
             f"{path}: row {int(missing.argmax()) + 1} has an empty cell in {', '.join(wanted)}; fill or drop it"
         )
     columns = {name: _cells(frame[name], path) for name in wanted}
-    labels = columns[settings.label]
-    if "" in labels:
+    labels = columns[settings.label] if labelled else None
+    if labels is not None and "" in labels:
         raise UserError(
             f"{path}: row {labels.index('') + 1} has no label in column {settings.label!r}; fill or drop it"
         )
     texts = list(zip(*(columns[c] for c in settings.text), strict=True))
     ids = columns[settings.id] if settings.id else [f"{role}-{i}" for i in range(len(frame))]
     _check_ids(ids, path, settings.id)
-    return Table(ids, texts, labels)
+    owners = None
+    if settings.owner and (role == "train" or settings.owner in frame.columns):
+        owners = _cells(frame[settings.owner].fillna(""), path)  # an empty cell: nobody knows who is right
+    return Table(ids, texts, labels or [None] * len(ids), owners)
 
 
 def _check_ids(ids: list[str], path: Path, column: str | None) -> None:

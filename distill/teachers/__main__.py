@@ -79,7 +79,10 @@ def print_table(scores: Sequence[Mapping[str, Any]], roles: Sequence[str]) -> No
     """
     print(f"\n{'teacher':24s}" + "".join(f" {f'{role} acc':>12s} {f'{role} loss':>12s}" for role in roles))
     for row in scores:
-        cells = (f" {row[role]['accuracy']:12.3f} {row[role]['loss']:12.3f}" for role in roles)
+        cells = (
+            f" {row[role]['accuracy']:12.3f} {row[role]['loss']:12.3f}" if row[role] else f" {'-':>12s} {'-':>12s}"
+            for role in roles
+        )
         print(f"{row['name']:24s}" + "".join(cells))
 
 

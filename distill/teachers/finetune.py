@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from distill.losses import label_loss
 from distill.models.build import fresh_classifier, word_tokenizer
 from distill.models.engine import Engine, isolated_rng
 from distill.models.loading import check_length, load_classifier, load_tokenizer, resolve
-from distill.settings import FinetuneTeacher, StudentSettings, TeacherSettings, digest
+from distill.settings import FinetuneTeacher, SklearnTeacher, StudentSettings, TeacherSettings, digest
 from distill.student import Student
 from distill.teachers.checkpoint import ModelTeacher
 from distill.teachers.signals import Source
@@ -93,27 +93,66 @@ def folds_of(train: Split, folds: int) -> np.ndarray:
 
 
 def learns_train(spec: TeacherSettings) -> bool:
-    """Whether the teacher is fine-tuned on the train split here. Only such teachers can be cross-fitted."""
-    return isinstance(spec, FinetuneTeacher) and spec.pool is None
+    """Whether the teacher learns the train split here. Only such teachers can be cross-fitted."""
+    return isinstance(spec, FinetuneTeacher | SklearnTeacher) and spec.pool is None
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a teacher learns from.
+
+    Attributes:
+        data: labelled instances of train, or of a pool.
+        fold: fold of each instance for cross-fitting, int64 `[N]`; None: no cross-fitting.
+    """
+
+    data: Split
+    fold: np.ndarray | None = None
+
+    def source(self, fitted: Callable[[Split], Source]) -> Source:
+        """The teacher that `fitted` makes of the data; with folds, also a copy for each of them."""
+        whole = fitted(self.data)
+        if self.fold is None:
+            return whole
+        others = [self.data.take(np.flatnonzero(self.fold != i)) for i in range(int(self.fold.max()) + 1)]
+        return FoldedTeacher(whole, [fitted(part) for part in others], self.data, self.fold)
+
+
+def training_data(spec: FinetuneTeacher | SklearnTeacher, task: Task, folds: int) -> TrainingData:
+    """The labelled instances of train or of its pool, with folds if it learns train and `folds` is not 0.
+
+    Raises:
+        UserError: for a pool that the task does not have, train without labels, or too many folds.
+    """
+    if spec.pool is not None:
+        if spec.pool not in task.pools:
+            raise UserError(
+                f"{spec.what}: task {task.name} has no pool {spec.pool!r}; it has {', '.join(task.pools) or 'none'}"
+            )
+        return TrainingData(task.pools[spec.pool])
+    data = task.splits["train"]
+    if data.labelled.all():
+        return TrainingData(data, folds_of(data, folds) if folds else None)
+    if folds:
+        raise UserError(f"teachers.folds={folds} needs labels for all of train; use 0")
+    known = data.take(np.flatnonzero(data.labelled))
+    absent = [name for i, name in enumerate(task.label_names) if not (known.labels == i).any()]
+    if absent:
+        raise UserError(
+            f"{spec.what}: kind={spec.kind} without pool learns the labels of train, and train has none for "
+            f"{absent[0]!r}; use a teacher that exists (kind=checkpoint, predictions) or one with a pool"
+        )
+    return TrainingData(known)
 
 
 def build_finetune(spec: FinetuneTeacher, task: Task, home: Path, engine: Engine, folds: int) -> Source:
     """The teacher fine-tuned on train or on its pool, and cross-fitted if it learns train and `folds` is not 0.
 
     Raises:
-        UserError: for a pool that the task does not have, too many folds, or a checkpoint that cannot be fine-tuned.
+        UserError: for a pool that the task does not have, train without labels, too many folds, or a checkpoint that
+            cannot be fine-tuned.
     """
-    if spec.pool is not None and spec.pool not in task.pools:
-        raise UserError(
-            f"{spec.what}: task {task.name} has no pool {spec.pool!r}; it has {', '.join(task.pools) or 'none'}"
-        )
-    data = task.splits["train"] if spec.pool is None else task.pools[spec.pool]
-    if not folds or not learns_train(spec):
-        return fine_tuned(spec, task, data, home, engine)
-    fold = folds_of(data, folds)  # raises its errors before anything is trained
-    whole = fine_tuned(spec, task, data, home, engine)
-    others = [data.take(np.flatnonzero(fold != i)) for i in range(folds)]
-    return FoldedTeacher(whole, [fine_tuned(spec, task, part, home, engine) for part in others], data, fold)
+    return training_data(spec, task, folds).source(lambda data: fine_tuned(spec, task, data, home, engine))
 
 
 def fine_tuned(spec: FinetuneTeacher, task: Task, data: Split, home: Path, engine: Engine) -> Source:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from distill.data.splits import Split
-from distill.teachers.signals import Source, checked
+from distill.teachers.signals import Answers, Source, checked
 
 
 class LiveSignals:
@@ -16,6 +16,12 @@ class LiveSignals:
     def __init__(self, split: Split, teachers: list[Source], encoder: Source) -> None:
         self.names, self.width = tuple(t.name for t in teachers), encoder.width
         self.split, self.teachers, self.encoder = split, teachers, encoder
+        self._answers = Answers(split, teachers)
+        self.complete = self._answers.complete
+
+    def answered(self, rows: np.ndarray) -> np.ndarray:
+        """Which teachers have an answer for `rows` (int64 `[B]`): bool `[B,K]`."""
+        return self._answers.at(rows)
 
     def logits(self, rows: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
         """Teacher logits of `rows` (int64 `[B]`): float32 `[B,K,C]`.

@@ -1,4 +1,9 @@
-"""Kind `predictions`: a file of probabilities that were computed elsewhere, for example by a language model."""
+"""Kind `predictions`: a file of answers that were computed elsewhere, for example by a language model.
+
+Three kinds of file are read: probabilities (`id` and one column for each label), labels (`id,label`), and labels with the
+probability of being right (`id,label,confidence`). A row that is missing, or whose cells are all empty, means that the
+teacher has no answer for that instance: it is silent there.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +20,21 @@ from distill.models.engine import Engine
 from distill.settings import PredictionsTeacher, digest
 from distill.teachers.signals import Source
 
+FLOOR = 1e-8  # least probability, so that logarithms are finite
+LABELS_ONLY = (["label"], ["label", "confidence"])  # columns of a file that gives labels
+
 
 class FileTeacher:
-    """Probabilities from a CSV, TSV, JSONL or Parquet file with a column `id` and one column for each label.
+    """Answers from a CSV, TSV, JSONL or Parquet file.
 
     Args:
         name: name of the teacher.
         path: the file.
         task: the task, whose order of labels the logits follow.
+
+    Attributes:
+        says_labels: whether the file gives labels, and not probabilities.
+        one_hot: whether every answer puts all probability on one class.
 
     Raises:
         UserError: for a file that cannot be read or does not fit the task, naming the column or the id.
@@ -33,58 +45,133 @@ class FileTeacher:
         self._what = f"teacher {name}: {path}"
         frame = read_table(path)
         frame.columns = [str(c) for c in frame.columns]
-        self._check_columns(frame, task)
-        ids = [str(v) for v in frame["id"]]
-        self._row = {v: i for i, v in enumerate(ids)}
-        if len(self._row) != len(ids):
+        self.says_labels = self._check_columns(frame, task)
+        self._ids = [str(v) for v in frame["id"]]
+        self._row = {v: i for i, v in enumerate(self._ids)}
+        if len(self._row) != len(self._ids):
             raise UserError(f"{self._what}: an id occurs twice; ids must be unique")
-        probs = self._probabilities(frame, ids, task)
-        self._logits = np.log(np.maximum(probs, 1e-8)).astype(np.float32)
+        columns = [c for c in frame.columns if c != "id"] if self.says_labels else list(task.label_names)
+        empty = _empty_cells(frame[columns])
+        self._silent = self._silent_rows(empty, columns)
+        self._label = np.full(len(frame), -1, np.int64)
+        self._confidence: np.ndarray | None = None
+        if self.says_labels:
+            probs = self._from_labels(frame, task)
+        else:
+            probs = self._probabilities(frame, columns)
+        self._logits = np.log(np.maximum(probs, FLOOR)).astype(np.float32)
+        self._logits[self._silent] = 0.0
+        heard = probs[~self._silent]
+        self.one_hot = bool(len(heard)) and bool((heard.max(1) > 1 - 1e-6).all())
         self.fingerprint = digest("probs", cache.file_sha256(path), task.label_names)
 
-    def _check_columns(self, frame: Any, task: Task) -> None:
+    def _check_columns(self, frame: Any, task: Task) -> bool:
+        """Check the header. Returns whether the file gives labels."""
         if len(frame) == 0:
-            raise UserError(f"{self._what}: holds no rows; give one for every instance")
+            raise UserError(f"{self._what}: holds no rows; give one for every instance that the teacher answers")
         if "id" not in frame.columns:
             raise UserError(f"{self._what}: no column 'id'; it has {', '.join(frame.columns)}")
         classes = [c for c in frame.columns if c != "id"]
+        if sorted(classes, reverse=True) in LABELS_ONLY and set(classes) != set(task.label_names):
+            return True
         if len(classes) != self.width:
             raise UserError(
                 f"{self._what}: has {len(classes)} class columns, the task has {self.width} "
-                f"({', '.join(task.label_names)})"
+                f"({', '.join(task.label_names)}); or give the columns id,label or id,label,confidence"
             )
         missing = [n for n in task.label_names if n not in classes]
         if missing:
             raise UserError(f"{self._what}: no column for label {missing[0]!r}; it has {', '.join(classes)}")
+        return False
 
-    def _probabilities(self, frame: Any, ids: list[str], task: Task) -> np.ndarray:
-        """Float64 `[N,C]`, in the task's order of labels."""
+    def _silent_rows(self, empty: np.ndarray, columns: list[str]) -> np.ndarray:
+        """The rows without an answer, bool `[n]`; `UserError` for a row with some empty cells (`empty`: `[n,columns]`)."""
+        silent = np.asarray(empty.all(1))
+        partly = empty.any(1) & ~silent
+        if partly.any():
+            row = int(partly.argmax())
+            raise UserError(
+                f"{self._what}: id {self._ids[row]!r} has an empty cell in column {columns[int(empty[row].argmax())]!r}; "
+                "fill all cells of a row, or none where the teacher has no answer"
+            )
+        return silent
+
+    def _numbers(self, cells: Any, what: str) -> np.ndarray:
+        """Float64 of the same shape; 0 for silent rows."""
+        values = cells.to_numpy(dtype=object, copy=True)
+        values[self._silent] = 0.0
         try:
-            probs: np.ndarray = frame[list(task.label_names)].to_numpy(dtype=np.float64)
+            return np.asarray(values.astype(np.float64))
         except (ValueError, TypeError):
-            raise UserError(f"{self._what}: a probability is not a number") from None
-        for fault, bad in {
+            raise UserError(f"{self._what}: a {what} is not a number") from None
+
+    def _refuse(self, faults: dict[str, np.ndarray], what: str) -> None:
+        """Raise `UserError` for the first row that answers with a fault (`faults`: name -> bool `[n]`)."""
+        for fault, bad in faults.items():
+            wrong = bad & ~self._silent
+            if wrong.any():
+                raise UserError(f"{self._what}: id {self._ids[int(wrong.argmax())]!r} has {what} {fault}; fix the file")
+
+    def _probabilities(self, frame: Any, columns: list[str]) -> np.ndarray:
+        """Float64 `[n,C]`, in the task's order of labels."""
+        probs = self._numbers(frame[columns], "probability")
+        faults = {
             "NaN or infinite": ~np.isfinite(probs).all(1),
             "negative": (probs < 0).any(1),
-            "not summing to 1": np.abs(probs.sum(1) - 1) > 1e-3,
-        }.items():
-            if bad.any():
-                raise UserError(f"{self._what}: id {ids[int(bad.argmax())]!r} has probabilities {fault}; fix the file")
+            "not summing to 1": ~(np.abs(probs.sum(1) - 1) <= 1e-3),
+        }
+        self._refuse(faults, "probabilities")
         return probs
 
-    def compute(self, split: Split) -> np.ndarray:
-        """Log-probabilities: float32 `[N,C]`.
+    def _from_labels(self, frame: Any, task: Task) -> np.ndarray:
+        """Probabilities `[n,C]` of labels: the confidence for the label, 1 if there is none, and the rest spread evenly."""
+        place = {label: i for i, label in enumerate(task.label_names)}
+        said = [_as_label(v, place) for v in frame["label"]]
+        unknown = np.array([v not in place for v in said]) & ~self._silent
+        if unknown.any():
+            row = int(unknown.argmax())
+            raise UserError(
+                f"{self._what}: id {self._ids[row]!r} has label {said[row]!r}; it must be one of {', '.join(place)}"
+            )
+        self._label[~self._silent] = [place[v] for v, out in zip(said, self._silent, strict=True) if not out]
+        sure = np.ones(len(frame))
+        if "confidence" in frame.columns:
+            self._confidence = sure = self._numbers(frame["confidence"], "confidence")
+            self._refuse({"outside [0, 1]": ~((sure >= 0) & (sure <= 1))}, "a confidence")
+        probs = np.repeat(((1 - sure) / (self.width - 1))[:, None], self.width, 1)
+        rows = np.flatnonzero(~self._silent)
+        probs[rows, self._label[rows]] = sure[rows]
+        return probs
+
+    def _rows(self, split: Split) -> np.ndarray:
+        """Where the file has each instance, int64 `[N]`; -1: nowhere."""
+        return np.array([self._row.get(i, -1) for i in split.ids.tolist()], np.int64)
+
+    def answered(self, split: Split) -> np.ndarray:
+        """Whether the file has an answer for each instance of a whole split, bool `[N]`.
 
         Raises:
-            UserError: if the file has no row for an instance.
+            UserError: if it has none at all.
         """
-        missing = [str(i) for i in split.ids if str(i) not in self._row]
-        if missing:
+        rows = self._rows(split)
+        given: np.ndarray = (rows >= 0) & ~self._silent[rows]
+        if not given.any():
             raise UserError(
-                f"{self._what}: no row for id {missing[0]!r} "
-                f"({len(missing)} of {len(split)} {split.role} instances missing)"
+                f"{self._what}: no answer for any of the {len(split)} {split.role} instances, such as id "
+                f"{str(split.ids[0])!r}; check that the ids are those of the task"
             )
-        return self._logits[[self._row[str(i)] for i in split.ids]]
+        return given
+
+    def said(self, split: Split) -> tuple[np.ndarray, np.ndarray | None]:
+        """Of a file with labels: the label of each instance, int64 `[N]` (-1: silent), and the confidences `[N]`, if any."""
+        rows = self._rows(split)
+        labels = np.where(rows >= 0, self._label[rows], -1)
+        return labels, None if self._confidence is None else self._confidence[rows]
+
+    def compute(self, split: Split) -> np.ndarray:
+        """Log-probabilities: float32 `[N,C]`, zeros where the file has no answer."""
+        rows = self._rows(split)
+        return np.where(rows[:, None] >= 0, self._logits[rows], np.float32(0))
 
     def at(self, split: Split, rows: np.ndarray) -> np.ndarray:
         """Log-probabilities of a few rows: float32 `[B,C]`."""
@@ -92,6 +179,21 @@ class FileTeacher:
 
     def release(self) -> None:
         """Nothing to free: the table is small."""
+
+
+def _empty_cells(frame: Any) -> np.ndarray:
+    """Whether each cell of a frame is empty, bool `[n,columns]`."""
+    blank = frame.map(lambda value: isinstance(value, str) and not value.strip())
+    empty: np.ndarray = (frame.isna() | blank).to_numpy(dtype=bool)
+    return empty
+
+
+def _as_label(value: Any, labels: dict[str, int]) -> str:
+    """A cell as a label. Readers turn whole numbers into floats where a column has empty cells."""
+    text = str(value)
+    if text not in labels and isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return text
 
 
 def build_predictions(spec: PredictionsTeacher, task: Task, home: Path, engine: Engine, folds: int) -> Source:

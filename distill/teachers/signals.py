@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from distill.data.splits import Split
 
 class Source(Protocol):
     """Something that gives `width` numbers for each instance: a teacher (its logits) or an encoder (its vector).
+
+    A teacher that may be silent also has a method `answered(split)`, see `answers`.
 
     Attributes:
         name: name of the source, unique in a pool.
@@ -43,14 +46,20 @@ class TeacherSignals(Protocol):
         names: names of the teachers.
         width: D.
         selective: whether the logits of a few pairs cost less than those of all.
+        complete: whether every teacher answers every row.
     """
 
     names: tuple[str, ...]
     width: int
     selective: bool
+    complete: bool
+
+    def answered(self, rows: np.ndarray) -> np.ndarray:
+        """Which teachers have an answer for `rows` (int64 `[B]`): bool `[B,K]`. This runs no model."""
+        ...
 
     def logits(self, rows: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
-        """Teacher logits of `rows` (int64 `[B]`): float32 `[B,K,C]`.
+        """Teacher logits of `rows` (int64 `[B]`): float32 `[B,K,C]`. Those of a silent teacher are zeros.
 
         Args:
             rows: rows of the split.
@@ -61,6 +70,33 @@ class TeacherSignals(Protocol):
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Encoder vectors of unit length: float32 `[B,D]`."""
         ...
+
+
+class Silent(Protocol):
+    """A source that has no answer for some instances."""
+
+    def answered(self, split: Split) -> np.ndarray:
+        """Whether it has an answer for each instance of a whole split, bool `[N]`."""
+        ...
+
+
+class Answers:
+    """Which of K teachers have an answer for each row of one split.
+
+    Attributes:
+        complete: whether every teacher answers every row.
+    """
+
+    def __init__(self, split: Split, teachers: Sequence[Source]) -> None:
+        given = [
+            cast(Silent, t).answered(split) if hasattr(t, "answered") else np.ones(len(split), bool) for t in teachers
+        ]
+        self.count, self.complete = len(given), all(bool(g.all()) for g in given)
+        self._given = None if self.complete else np.stack(given, 1)
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """Bool `[B,K]` of `rows` (int64 `[B]`)."""
+        return np.ones((len(rows), self.count), bool) if self._given is None else self._given[rows]
 
 
 def checked(values: np.ndarray, count: int, source: Source) -> np.ndarray:

@@ -5,7 +5,8 @@ A kind of your own is a dataclass in `distill.settings.TEACHER_KINDS` and a func
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,28 @@ from distill.checks import UserError, one_of
 from distill.data.splits import Task
 from distill.models.engine import Engine
 from distill.models.loading import resolve
-from distill.settings import CheckpointTeacher, FinetuneTeacher, PredictionsTeacher, TeacherSettings, TeachersSettings
+from distill.settings import (
+    CheckpointTeacher,
+    FinetuneTeacher,
+    PredictionsTeacher,
+    SklearnTeacher,
+    TeacherSettings,
+    TeachersSettings,
+)
 from distill.teachers.checkpoint import build_checkpoint
-from distill.teachers.finetune import build_finetune, learns_train
-from distill.teachers.predictions import build_predictions
+from distill.teachers.finetune import build_finetune, learns_train, training_data
+from distill.teachers.ngrams import build_sklearn
+from distill.teachers.predictions import FileTeacher, build_predictions
 from distill.teachers.signals import Source
+
+log = logging.getLogger(__name__)
 
 # From the settings of a kind, the task, the folder of all caches, the engine and `teachers.folds` to a source of logits.
 SOURCES: dict[str, Callable[[Any, Task, Path, Engine, int], Source]] = {
     FinetuneTeacher.kind: build_finetune,
     CheckpointTeacher.kind: build_checkpoint,
     PredictionsTeacher.kind: build_predictions,
+    SklearnTeacher.kind: build_sklearn,
 }
 
 
@@ -56,10 +68,22 @@ def load_pool(settings: TeachersSettings, task: Task, home: Path, engine: Engine
             f"teachers.folds={settings.folds}: no teacher of the pool is fine-tuned on train here, "
             "so there is nothing to cross-fit; use 0"
         )
-    # Everything that costs nothing comes first: the paths, then the teachers that are not fine-tuned.
+    # Everything that costs nothing comes first: the paths and training data, then the teachers that are not fine-tuned.
     for spec in settings.pool:
         if isinstance(spec, FinetuneTeacher | CheckpointTeacher) and spec.path is not None:
             resolve(spec.path, spec.what)
-    cheap_first = sorted(settings.pool, key=lambda spec: isinstance(spec, FinetuneTeacher))
+        if isinstance(spec, FinetuneTeacher | SklearnTeacher):
+            training_data(spec, task, settings.folds)
+    cheap_first = sorted(settings.pool, key=lambda spec: isinstance(spec, FinetuneTeacher | SklearnTeacher))
     teachers = {spec.name: load_teacher(spec, task, home, engine, settings.folds) for spec in cheap_first}
+    if settings.calibrate == "none":
+        _warn_of_certain(teachers.values())
     return [teachers[spec.name] for spec in settings.pool]
+
+
+def _warn_of_certain(teachers: Iterable[Source]) -> None:
+    """Warn of teachers whose answers leave no room for doubt: the student would learn to be certain from them."""
+    for teacher in teachers:
+        if isinstance(teacher, FileTeacher) and (teacher.says_labels or teacher.one_hot):
+            what = "labels" if teacher.says_labels else "probabilities of 0 and 1"
+            log.warning("teacher %s gives %s; teachers.calibrate=auto makes probabilities of them", teacher.name, what)

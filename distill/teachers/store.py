@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from distill import cache, parallel
 from distill.checks import UserError
 from distill.data.splits import Split
-from distill.teachers.signals import Source, checked
+from distill.teachers.signals import Answers, Source, checked
 
 FORMAT = 2  # of stored arrays; raised whenever their contents or layout change
 BLOCK = 64  # rows that share a checksum
@@ -30,8 +30,14 @@ class StoredSignals:
 
     def __init__(self, split: Split, teachers: list[Source], encoder: Source, home: Path) -> None:
         self.names, self.width = tuple(t.name for t in teachers), encoder.width
+        self._answers = Answers(split, teachers)
+        self.complete = self._answers.complete
         self._logits = [stored(t, split, home) for t in teachers]
         self._vectors = stored(encoder, split, home)
+
+    def answered(self, rows: np.ndarray) -> np.ndarray:
+        """Which teachers have an answer for `rows` (int64 `[B]`): bool `[B,K]`."""
+        return self._answers.at(rows)
 
     def logits(self, rows: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
         """Teacher logits of `rows` (int64 `[B]`): float32 `[B,K,C]`. All pairs are there, whatever `chosen` says."""

@@ -211,7 +211,7 @@ def test_a_user_can_add_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_task_is_in_the_registry() -> None:
-    assert set(TASKS) == {"bundled", "files", *GLUE}
+    assert set(TASKS) == {"bundled", "files", "afrisenti", *GLUE}
 
 
 # --- roles ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,125 @@
+"""AfriSenti: the sentiment of tweets in African languages (Muhammad et al., EMNLP 2023), made into a task of specialists.
+
+For each language one half of the official training data, drawn by `task.split_seed` without a look at labels, is the
+pool of that language's specialist. The other halves together are the transfer set, from which the student learns. The
+official test data of all languages together is the test; the official dev data is not used.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from distill.checks import UserError, expand, one_of, plain_name
+from distill.data.splits import RawTask, Table
+from distill.data.tables import read_text
+from distill.settings import TaskSettings
+
+LABELS = ("negative", "neutral", "positive")
+HUB = "shmuhammad/AfriSenti-twitter-sentiment"
+
+
+def afrisenti_folders(data_dir: str) -> tuple[Path, ...]:
+    """Where the folders of the languages may lie: in `data_dir`, in its folder `afrisenti`, or in one beside it."""
+    folder = expand(data_dir)
+    return folder, folder / "afrisenti", folder.parent / "afrisenti"
+
+
+def read_afrisenti(settings: TaskSettings, data_dir: str | None) -> RawTask:
+    """The task of `task.languages`, from files if `data_dir` leads to some, else from the hub, as `task.source` says.
+
+    Raises:
+        UserError: for no languages, a missing or malformed file, or when the hub cannot be reached.
+    """
+    languages = settings.languages
+    if len(languages) < 2 or len(set(languages)) != len(languages):
+        raise UserError(f"task.languages={languages} must name two or more languages, as [hau, ibo, yor, pcm]")
+    for language in languages:
+        plain_name(language, "task.languages: entry")
+    folder = None if settings.source == "hub" else _folder(settings, data_dir)
+    trains, tests, pools = [], [], {}
+    for language in languages:
+        official = {split: _read(folder, language, split) for split in ("train", "test")}
+        # The generator belongs to the language, so that its halves do not depend on what the other languages are.
+        rng = np.random.default_rng((settings.split_seed, zlib.crc32(language.encode())))
+        order, half = rng.permutation(len(official["train"])), len(official["train"]) // 2
+        pools[language] = _rows(official["train"], np.sort(order[:half]))
+        trains.append(_rows(official["train"], np.sort(order[half:]), owner=language))
+        tests.append(official["test"])
+    tables = {"train": _together(trains), "test": _together(tests)}
+    return RawTask("files" if folder else "hub", tables, LABELS, pools=pools)
+
+
+def _folder(settings: TaskSettings, data_dir: str | None) -> Path | None:
+    """The folder that holds a folder of the first language; None: use the hub."""
+    places = afrisenti_folders(data_dir) if data_dir else ()
+    for place in places:
+        if (place / settings.languages[0] / "train.tsv").is_file():
+            return place
+    if settings.source == "files":
+        raise UserError(
+            f"task=afrisenti with task.source=files: no {settings.languages[0]}/train.tsv in "
+            f"{' or '.join(map(str, places)) or 'data_dir, which is not set'}; set data_dir or TEACHER_SELECT_DATA"
+        )
+    return None
+
+
+def _read(folder: Path | None, language: str, split: str) -> Table:
+    table = _from_hub(language, split) if folder is None else _from_file(folder / language / f"{split}.tsv")
+    return Table([f"{language}-{split}-{i}" for i in range(len(table))], table.texts, table.labels)
+
+
+def _from_file(path: Path) -> Table:
+    """One TSV file with columns `tweet` and `label`. Quotes have no meaning."""
+    lines = read_text(path).split("\n")
+    header = lines[0].rstrip("\r").split("\t")
+    if header != ["tweet", "label"]:
+        raise UserError(f"{path}: its columns must be tweet and label, got {', '.join(header)}")
+    texts, labels = [], []
+    for number, line in enumerate(lines[1:], 2):
+        cells = line.rstrip("\r").split("\t")
+        if not line.strip():
+            continue
+        if len(cells) != 2:
+            raise UserError(f"{path}: line {number} has {len(cells)} tab-separated columns, 2 are needed")
+        one_of(cells[1], LABELS, f"{path}: line {number}: label")
+        texts.append((cells[0],))
+        labels.append(cells[1])
+    if len(texts) < 2:
+        raise UserError(f"{path}: {len(texts)} data rows; at least two are needed")
+    return Table([""] * len(texts), texts, labels)
+
+
+def _from_hub(language: str, split: str) -> Table:
+    try:
+        import datasets
+
+        data = datasets.load_dataset(HUB, language, split=split)
+        texts = [(str(text),) for text in data["tweet"]]
+        names = data.features["label"].int2str(data["label"])
+        return Table([""] * len(texts), texts, [LABELS[LABELS.index(name)] for name in names])
+    except Exception as error:  # the hub's client raises errors of many classes when it cannot get the data
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"task=afrisenti: {language} could not be read from the hub ({type(error).__name__}: {reason}); "
+            f"set data_dir or TEACHER_SELECT_DATA to a folder holding {language}/train.tsv"
+        ) from None
+
+
+def _rows(table: Table, rows: np.ndarray, owner: str | None = None) -> Table:
+    """Some rows of a table, all of which belong to one owner."""
+    labels = [table.labels[i] for i in rows]
+    owners = [owner] * len(rows) if owner else None
+    return Table([table.ids[i] for i in rows], [table.texts[i] for i in rows], labels, owners)
+
+
+def _together(tables: list[Table]) -> Table:
+    """The rows of all tables, one table after the other."""
+    return Table(
+        [i for t in tables for i in t.ids],
+        [x for t in tables for x in t.texts],
+        [y for t in tables for y in t.labels],
+        [o for t in tables for o in t.owners or [""] * len(t)],
+    )
