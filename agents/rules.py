@@ -56,6 +56,10 @@ class Rule(ABC):
 
     def __init__(self, core: Core, seed: int) -> None:
         self.process, self.seed = core.process, seed
+        if "train" in self.labels.split(", ") and not core.process.train_split.labelled.all():
+            raise UserError(
+                f"rule {type(self).__name__} reads the labels of train, which has unlabelled instances; leave it out"
+            )
 
     @abstractmethod
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
@@ -227,7 +231,7 @@ class BestSingle(Rule):
     labels = "train"
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
-        losses = batch.teacher_losses
+        losses = np.where(batch.answered, batch.teacher_losses, np.inf)
         return np.eye(losses.shape[1], dtype=np.float32)[losses.argmin(1)]
 
 
@@ -254,7 +258,7 @@ class MostConfident(Rule):
     summary = "per instance the most confident teacher"
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
-        confidence = batch.probs.max(2)
+        confidence = np.where(batch.answered, batch.probs.max(2), 0)
         return np.eye(confidence.shape[1], dtype=np.float32)[confidence.argmax(1)]
 
 
@@ -270,23 +274,28 @@ class Entropy(Rule):
 
 
 class Oracle(Rule):
-    """The specialist of every instance, where the task knows it (the bundled one)."""
+    """The right teacher of every instance, where the task knows it: by `task.owner`, by language, or by the bundled domain.
 
-    summary = "the instance's specialist, where the task knows it"
+    Upper bound, not a usable rule: nobody knows the right teacher of a new instance. Instances without a known owner are
+    taught by all teachers.
+    """
+
+    summary = "upper bound: the right teacher of the instance, where the task knows it"
 
     def __init__(self, core: Core, seed: int) -> None:
         super().__init__(core, seed)
-        process = self.process
-        pools = [getattr(s, "pool", None) for s in process.settings.teachers.pool]
-        if process.task.specialist is None or not set(process.task.pools) <= set(pools):
+        pool, owners = self.process.settings.teachers.pool, self.process.task.owners
+        # An owner is the name of a teacher, or of the pool that a teacher was trained on.
+        place = {str(getattr(s, "pool", None)): k for k, s in enumerate(pool)} | {s.name: k for k, s in enumerate(pool)}
+        if owners is None or not set(owners.tolist()) - {""} <= set(place):
             raise UserError(
-                f"oracle: task={process.task.name} with these teachers does not say who is right; leave oracle out"
+                f"oracle: task={self.process.task.name} with these teachers does not say who is right; leave oracle out"
             )
-        self.teacher = np.array([pools.index(name) for name in process.task.pools])[process.task.specialist]
-        self.teachers = len(pools)
+        subsets = {name: np.eye(len(pool), dtype=np.float32)[k] for name, k in place.items()}
+        self.subsets = np.stack([subsets.get(name, np.ones(len(pool), np.float32)) for name in owners.tolist()])
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
-        return np.eye(self.teachers, dtype=np.float32)[self.teacher[batch.rows]]
+        return self.subsets[batch.rows]
 
 
 # --- fitted on the labels of the reward split ---
@@ -307,7 +316,7 @@ class Likelihood(Rule):
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         if not self.fit.helps:
             return np.ones(batch.shape, np.float32)
-        return (self.fit.probabilities(states) >= 0.5).astype(np.float32)
+        return self.fit.subsets(states, batch.answered)
 
 
 class LikelihoodWeights(Likelihood):
@@ -332,10 +341,10 @@ class Router(Rule):
     def __init__(self, core: Core, seed: int) -> None:
         super().__init__(core, seed)
         problem = label_problem(core)
-        self.fit = fit_router(problem.states, problem.right)
+        self.fit = fit_router(problem.states, problem.right, problem.answered > 0)
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
-        right = self.fit.probabilities(states)
+        right = np.where(batch.answered, self.fit.probabilities(states), 0)
         return np.eye(right.shape[1], dtype=np.float32)[right.argmax(1)]
 
 
@@ -494,6 +503,7 @@ RULES: dict[str, type[Rule]] = {
     "dynamic_kd": StudentEntropy,
     "mtkd_rl": MTKDRL,
     "oracle": Oracle,
+    "home": Oracle,
     "headroom": Headroom,
 }
 

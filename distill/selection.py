@@ -57,6 +57,28 @@ class Fit:
         out: np.ndarray = expit(states @ self.weights + self.bias)
         return out
 
+    def subsets(self, states: np.ndarray, answered: np.ndarray) -> np.ndarray:
+        """The most likely subsets, float32 `[N,K]`; see `never_empty`."""
+        p = self.probabilities(states)
+        return never_empty((p >= 0.5).astype(np.float32), p, answered)
+
+
+def never_empty(subsets: np.ndarray, scores: np.ndarray, answered: np.ndarray) -> np.ndarray:
+    """Subsets `[N,K]` in which every row is taught: where nobody is chosen that answers, the teacher with the best score.
+
+    Args:
+        subsets: 0 or 1, float32 `[N,K]`.
+        scores: the larger, the rather the teacher is chosen, `[N,K]`.
+        answered: bool `[N,K]`: which teachers have an answer.
+    """
+    empty = ~((subsets > 0) & answered).any(1)
+    if not empty.any():
+        return subsets
+    best = np.where(answered, scores, -np.inf)[empty].argmax(1)
+    out = subsets.copy()
+    out[empty] = np.eye(subsets.shape[1], dtype=np.float32)[best]
+    return out
+
 
 class Problem:
     """Labelled instances as a one-step problem: the reward of every subset of the teachers.

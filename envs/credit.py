@@ -231,7 +231,8 @@ class Influence(Credit):
         chosen = torch.from_numpy(subsets.astype(np.float32)).to(logits.device)
         loss, (b, k) = self.process.settings.loss, now.shape
         columns = [
-            influence_shares(logits, slope, now.gold, row.expand(b, k), now.soft, loss, now.heard).rows for row in chosen
+            influence_shares(logits, slope, now.gold, row.expand(b, k), now.soft, loss, now.heard).rows
+            for row in chosen
         ]
         self.steps += 1
         return torch.stack(columns, 1).cpu().numpy()

@@ -28,4 +28,4 @@ def label_problem(core: Core, role: str = "reward") -> Problem:
         if part.label_free:
             states[:, core.observe.layout[name]] = np.clip(part.values(view), part.low, part.high)
     gold = batch.probs[np.arange(len(split)), :, split.labels]
-    return Problem(states, gold, batch.probs.argmax(2) == split.labels[:, None])
+    return Problem(states, gold, batch.probs.argmax(2) == split.labels[:, None], batch.answered)

@@ -42,6 +42,7 @@ class Reward(ABC):
     """
 
     first_order: ClassVar[bool] = False  # whether it is a gain of V, so that first-order credit explains it
+    needs_labels: ClassVar[bool] = False  # whether it reads the labels of the training batch
 
     def __init__(self, settings: RewardSettings, process: Distillation) -> None:
         self.settings, self.process = settings, process
@@ -167,6 +168,8 @@ class ValidationGain(Reward):
 class Paper1(Reward):
     """Minus the cross-entropy of the student after the step: on the batch learnt from, or (`reward.at=next`) on the next."""
 
+    needs_labels = True
+
     def measure(self, batch: TrainingBatch, actions: np.ndarray, result: StepResult) -> float:
         """Mean over the batch, nats."""
         if self.settings.at == "next":
@@ -180,12 +183,14 @@ class Paper1(Reward):
 class Paper2(Reward):
     """`paper1` minus the distillation loss."""
 
+    needs_labels = True
+
     def measure(self, batch: TrainingBatch, actions: np.ndarray, result: StepResult) -> float:
         """-CE - KD, means over the batch, nats. KD is `T^2 KL(q || student)` of the chosen teachers, 0 for a row without any."""
         with torch.inference_mode():
             logits = self.process.student.forward(batch.inputs)
             reward = -F.cross_entropy(logits, batch.gold)
-            chosen = torch.from_numpy(np.asarray(actions, np.float32)).to(logits.device)
+            chosen = torch.from_numpy(batch.audible(actions)).to(logits.device)
             soft_only = LossSettings(alpha=0.0, temperature=self.process.settings.loss.temperature)
             kd = distillation_loss(logits, batch.gold, chosen, batch.soft_for(actions), soft_only)
             return float(reward - torch.where(chosen.sum(-1) > 0, kd, 0.0).mean())
@@ -210,5 +215,15 @@ REWARDS: dict[str, type[Reward]] = {
 
 
 def make_reward(settings: RewardSettings, process: Distillation) -> Reward:
-    """The reward that the settings name."""
-    return find(settings.name, REWARDS, Reward, "reward.name")(settings, process)  # type: ignore[type-abstract]
+    """The reward that the settings name.
+
+    Raises:
+        UserError: for an unknown reward, or one that reads labels which train does not have.
+    """
+    cls = find(settings.name, REWARDS, Reward, "reward.name")  # type: ignore[type-abstract]
+    if cls.needs_labels and not process.train_split.labelled.all():
+        raise UserError(
+            f"reward.name={settings.name} reads the labels of train, which has unlabelled instances; "
+            "use reward=validation_gain"
+        )
+    return cls(settings, process)

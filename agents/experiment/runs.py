@@ -191,13 +191,16 @@ def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None =
 
 
 def floor_examples_per_s(process: Distillation, seed: int, steps: int = 100) -> float:
-    """Examples per second of the student's training loop alone: labels only, the batches of this run, no teachers, no agent."""
+    """Examples per second of the student's training loop alone: a label each, the batches of this run, no teachers, no agent.
+
+    Unlabelled instances count as of class 0: only the time matters, the student is thrown away.
+    """
     process.begin(seed)
     stream, tokens = process.stream, process.tokens("train")
     count, started = 0, time.perf_counter()
     for _ in range(min(steps, process.budget)):
         rows = stream.next()
-        gold = torch.from_numpy(process.labels[rows]).to(process.device)
+        gold = torch.from_numpy(process.labels[rows]).clamp_min(0).to(process.device)
         process.student.step(tokens.batch(rows), label_loss(gold))
         count += len(rows)
     if process.device.type == "cuda":
@@ -224,7 +227,7 @@ def base_results(settings: RunSettings, process: Distillation, teachers: list[di
             "labels": list(task.label_names),
         },
         "teachers": teachers[:-1],
-        "ensemble": {role: teachers[-1][role] for role in ("train", "dev", *tests)},
+        "ensemble": {role: teachers[-1][role] for role in ("train", "dev", *tests) if teachers[-1][role] is not None},
     }
 
 

@@ -437,7 +437,10 @@ def cell(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
         (lambda f: cell(f, positive=-0.2, negative=1.2), r"id 'dev-21' has probabilities negative"),
         (lambda f: cell(f, positive=0.5, negative=0.6), r"id 'dev-21' has probabilities not summing to 1"),
         (lambda f: cell(f, positive="high"), r"a probability is not a number"),
-        (lambda f: cell(f, positive=""), r"id 'dev-21' has an empty cell in column 'positive'; fill all cells of a row"),
+        (
+            lambda f: cell(f, positive=""),
+            r"id 'dev-21' has an empty cell in column 'positive'; fill all cells of a row",
+        ),
         (lambda f: cell(f, id="dev-0"), r"an id occurs twice"),
         (lambda f: f.rename(columns={"id": "key"}), r"no column 'id'; it has positive, key, negative"),
         (lambda f: f.assign(neutral=0.0), r"has 3 class columns, the task has 2 \(negative, positive\)"),

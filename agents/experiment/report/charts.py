@@ -194,7 +194,7 @@ def cuts(prepared: Prepared, teachers: int) -> list[Cut]:
     task = prepared.task
     train = task.splits["train"]
     logits = prepared.signals("train").logits(np.arange(len(train)))
-    right = logits.argmax(-1) == train.labels[:, None]  # [N,K]
+    right, known = logits.argmax(-1) == train.labels[:, None], train.labelled[:, None]  # [N,K], [N,1]
     words = np.array([sum(len(t.split()) for t in texts) for texts in train.texts])
 
     def for_all_teachers(mask: np.ndarray) -> np.ndarray:
@@ -212,7 +212,7 @@ def cuts(prepared: Prepared, teachers: int) -> list[Cut]:
             "How often each teacher is chosen where its answer agrees with the training label (right), and where it does "
             "not (wrong). Bars of equal height: the agent does not tell the two apart.",
             "teacher is",
-            [("right", right), ("wrong", ~right)],
+            [("right", right & known), ("wrong", ~right & known)],
         ),
         Cut(
             "length",

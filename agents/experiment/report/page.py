@@ -315,7 +315,7 @@ def explorer(
     part = task.splits["train"].take(rows)
     signals = prepared.signals("train")
     logits = torch.from_numpy(signals.logits(rows))
-    gold = torch.from_numpy(part.labels)
+    gold = torch.from_numpy(part.labels).clamp_min(0)  # unlabelled instances show no loss
     losses = -logits.log_softmax(-1).gather(2, gold[:, None, None].expand(-1, logits.shape[1], 1))[..., 0]
     # Encoder vectors as bytes: for a strip of colours, 255 steps are enough.
     vectors = signals.vectors(rows)
