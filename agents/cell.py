@@ -85,7 +85,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     checkpoints = Checkpoints(folder, settings, resume=True)
-    learnt = None
+    learnt, rule_labels = None, ""
     if cell.name in LEARNERS:
         learn: Learn = reinforce.learn if cell.name == "reinforce" else _sb3().learn
         core, learnt = learn(settings, folder, checkpoints)
@@ -93,7 +93,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     else:
         core = Core(settings)
         checkpoints.attach(core.process)
-        rule = make_rule(cell.name, core, cell.seed)
+        own = make_rule(cell.name, core, cell.seed)
+        rule, rule_labels = own, own.labels
     process = core.process
     final = None if learnt is None else learnt.final
     done = final or runs.follow(core, rule, cell.seed, cell.label, checkpoints.stage("student"))
@@ -104,6 +105,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "tests": list(process.task.tests),
         "agent": cell.entry,
         "learnt": learnt is not None,
+        "labels": "reward" if learnt is not None else rule_labels,
         "seed": cell.seed,
         **runs.scores_of(done),
         "selection": done.selected.summary(),

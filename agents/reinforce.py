@@ -41,7 +41,8 @@ from agents.experiment.checkpoints import Checkpoints, Stage, report
 from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
-from distill.selection import Fit, fit_selector
+from distill.process import TrainingBatch
+from distill.selection import Fit, fit_selector, never_empty
 from distill.settings import ReinforceSettings, RunSettings
 from distill.state import Stateful
 from envs.core import Core
@@ -189,6 +190,28 @@ def update(
 # --- joint training ---------------------------------------------------------------------------------------------------
 
 
+class SelectorPolicy(Policy):
+    """A selector's most likely subsets, fixed.
+
+    Args:
+        fill: whether a row without a chosen teacher that answers is taught by the most likely one. Without a label such a
+            row would teach nothing.
+    """
+
+    def __init__(self, selector: Selector, fill: bool) -> None:
+        super().__init__(selector.greedy)
+        self.selector, self.fill = selector, fill
+
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
+        return filled(self.selector, self.selector.greedy(states), states, batch) if self.fill else self.act(states)
+
+
+@torch.no_grad()
+def filled(selector: Selector, subsets: np.ndarray, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
+    """Subsets `[B,K]` without empty rows, see `distill.selection.never_empty`."""
+    return never_empty(subsets, selector(torch.from_numpy(states)).numpy(), batch.answered)
+
+
 class Kept(Stateful):
     """The selector and the student of an episode."""
 
@@ -215,6 +238,11 @@ class Joint(Stateful):
     spent: float = 0.0  # seconds of the steps
     elapsed: float = 0.0  # seconds in all
     curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+def always_taught(core: Core, fit: Fit | None) -> bool:
+    """Whether every row must have a teacher: from a fitted start, and where train has unlabelled rows."""
+    return fit is not None or not core.process.train_split.labelled.all()
 
 
 def initial_selector(core: Core, settings: ReinforceSettings) -> tuple[Selector, Fit | None]:
@@ -260,6 +288,7 @@ def train(
     selector = copy.deepcopy(start)
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
     credit = Advantages(env.core.credit.by_row, settings.baseline)
+    fill = always_taught(env.core, fit)
     all_teachers = np.ones((env.num_envs, process.num_teachers), np.float32)
     at = Joint(runs.Best(process), runs.Selected(process), Kept(start, runs.Best(process), runs.Selected(process)))
 
@@ -282,6 +311,8 @@ def train(
             # 1. Act. The first steps use all teachers: AdamW has no scale yet, so credit means nothing there.
             warming = fit is None and at.steps < settings.warmup
             actions = all_teachers if warming else selector.sample(at.states, rng)
+            if fill and process.batch is not None:
+                actions = filled(selector, actions, at.states, process.batch)
             rows = env.core.instances()
             next_states, rewards, terminated, _, info = env.step(actions)
             if "failure" in info:
@@ -397,21 +428,21 @@ def conclude_training(
     From all teachers, the fixed policy trains a new student, as in the paper. From a fitted start, the student of the
     fixed start competes with those of the joint episodes. The best on dev is kept; ties go to the start.
     """
-    kept, seconds = joint.kept, joint.elapsed
+    kept, seconds, fill = joint.kept, joint.elapsed, always_taught(core, fit)
     if not joint.episode:  # the start, fixed
-        return runs.Learnt(Policy(start.greedy), seconds, 0), start
+        return runs.Learnt(SelectorPolicy(start, fill), seconds, 0), start
     student = (kept.best.dev, kept.best.weights)
-    learnt = runs.Learnt(Policy(kept.selector.greedy), seconds, settings.episodes, student, joint.curve)
+    learnt = runs.Learnt(SelectorPolicy(kept.selector, fill), seconds, settings.episodes, student, joint.curve)
     learnt.step_seconds = joint.spent
     if fit is None:
         return learnt, kept.selector
-    fixed = runs.follow(core, Policy(start.greedy), seed, "start", checkpoints.stage("start"))
+    fixed = runs.follow(core, SelectorPolicy(start, fill), seed, "start", checkpoints.stage("start"))
     learnt.seconds += fixed.seconds
     metric = core.process.task.metric
     if kept.best.value > fixed.dev[metric]:
         learnt.final = runs.tested(core.process, kept.best, kept.selected, seconds)
         return learnt, kept.selector
-    learnt.final, learnt.rule = fixed, Policy(start.greedy)
+    learnt.final, learnt.rule = fixed, SelectorPolicy(start, fill)
     return learnt, start
 
 

@@ -9,6 +9,7 @@ al., NeurIPS 2020), DynamicKD (arXiv 2109.11295), MTKD-RL (arXiv 2502.18510).
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
+from agents.experiment import runs
 from distill.checks import UserError, one_of
 from distill.losses import soft_labels
 from distill.models.engine import isolated_rng
@@ -348,6 +351,60 @@ class Router(Rule):
         return np.eye(right.shape[1], dtype=np.float32)[right.argmax(1)]
 
 
+# --- controls: the labels of reward and dev, trained on directly ---
+
+
+class RewardLabels(Rule):
+    """The student trained on the labels of reward and dev alone, from its initial weights, for as many steps as the others.
+
+    A control: what the labels are worth without any teacher. There are no labels left to select a checkpoint by, so the
+    last one is used, and its dev metrics are those of data it was trained on.
+    """
+
+    summary = "control: the student on the labels of reward and dev alone"
+    labels = "reward, dev"
+    remembers = True
+
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
+        raise UserError(
+            f"rule {type(self).__name__} trains its student in its own way; it cannot act in the environment"
+        )
+
+    def train(self, seed: int, name: str) -> runs.Run:
+        """Train the student; the last checkpoint, evaluated once on test."""
+        process, started = self.process, time.perf_counter()
+        process.student.restore(process.initial)
+        return self._on_labels(seed, process.warm_budget + process.budget, name, started)
+
+    def _on_labels(self, seed: int, steps: int, name: str, started: float) -> runs.Run:
+        process = self.process
+        for _ in tqdm(process.train_on_labels(seed, steps), total=steps, desc=name, disable=None, leave=False):
+            pass
+        best = runs.Best(process)
+        best.dev, best.step = process.evaluate("dev"), steps
+        return runs.last(process, best, runs.Selected(process), time.perf_counter() - started)
+
+
+class ControlPlusLabels(RewardLabels):
+    """All teachers on train, then the labels of reward and dev for a few epochs. A control, as `reward_labels`."""
+
+    summary = "control: all teachers on train, then the labels of reward and dev"
+    epochs: ClassVar[int] = 3
+
+    def __init__(self, core: Core, seed: int) -> None:
+        super().__init__(core, seed)
+        self.core = core
+
+    def train(self, seed: int, name: str) -> runs.Run:
+        """Train the student; the last checkpoint, evaluated once on test."""
+        process, started = self.process, time.perf_counter()
+        first = runs.follow(self.core, AllTeachers(self.core, seed), seed, name)
+        process.student.restore(first.weights)
+        count = len(process.task.splits["reward"]) + len(process.task.splits["dev"])
+        steps = max(1, self.epochs * count // min(process.stream.batch_size, count))
+        return self._on_labels(seed, steps, name, started)
+
+
 # --- by the student and the teachers --------------------------------------------------------------------------------
 
 
@@ -497,6 +554,8 @@ RULES: dict[str, type[Rule]] = {
     "likelihood": Likelihood,
     "likelihood_weights": LikelihoodWeights,
     "router": Router,
+    "reward_labels": RewardLabels,
+    "control_plus_labels": ControlPlusLabels,
     "ca_mkd": Confidence,
     "ebkd": Entropy,
     "aekd": AgreeingGradients,

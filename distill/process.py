@@ -27,7 +27,7 @@ from distill.checks import UserError
 from distill.data.load import files_of, load_task
 from distill.data.splits import Split, Task
 from distill.data.tokens import Batch, Stream, TokenizedSplit
-from distill.losses import distillation_loss, mix, soft_labels, teacher_weights
+from distill.losses import distillation_loss, label_loss, mix, soft_labels, teacher_weights
 from distill.models.build import build_student
 from distill.models.engine import Engine
 from distill.settings import RunSettings, digest
@@ -261,6 +261,7 @@ class Distillation:
     """One student under distillation. `begin`, then `step` until the budget is spent.
 
     The student starts from the warm start: distilled from the average of all teachers, made once and kept on disk.
+    `warm` holds its weights, `initial` those before any training.
     All randomness comes from the seed given to `begin`; torch's global generators stay as they were.
 
     Raises:
@@ -301,6 +302,7 @@ class Distillation:
         self._seed = 0
         self.batch: TrainingBatch | None = None
         # 4. The warm start, from the cache or made now.
+        self.initial = self.student.weights()
         started = time.perf_counter()
         self.warm = self._warm_start()
         self.warm_start_s = time.perf_counter() - started
@@ -338,6 +340,23 @@ class Distillation:
     def done(self) -> bool:
         """Whether the budget is spent."""
         return self.student.steps >= self.student.budget
+
+    def train_on_labels(self, seed: int, steps: int) -> Iterator[int]:
+        """Train the student as it is on the labels of reward and dev, for controls alone: step by step, yielding their number.
+
+        These labels are otherwise never trained on. What was trained on them must not be measured or selected by them.
+        """
+        splits = [self.task.splits[role].require("reward", "dev") for role in ("reward", "dev")]
+        tokens = self.student.tokenize([text for split in splits for text in split.texts])
+        labels = torch.from_numpy(np.concatenate([split.labels for split in splits])).to(self.device)
+        stream = Stream(tokens.lengths, min(self.stream.batch_size, len(tokens)), seed, self.stream.group)
+        self.student.begin(steps)
+        for step in range(1, steps + 1):
+            rows = stream.next()
+            gold = labels[torch.from_numpy(rows).to(self.device)]
+            with self._own_rng():
+                self.student.step(tokens.batch(rows), label_loss(gold))
+            yield step
 
     def labelled_batch(self, role: str) -> TrainingBatch:
         """All instances of the reward or dev split as one batch: for fitting selectors on their labels, never for training."""

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.checks import UserError
 from distill.data.splits import stratified
 from distill.data.tokens import Batch
 from distill.losses import distillation_loss

@@ -134,8 +134,13 @@ class Selected(Stateful):
 def tested(process: Distillation, best: Best, selected: Selected, seconds: float) -> Run:
     """The best student of a training as a run: evaluated once on test. The student has its weights afterwards."""
     process.student.restore(best.weights)
+    return last(process, best, selected, seconds)
+
+
+def last(process: Distillation, best: Best, selected: Selected, seconds: float) -> Run:
+    """The student as it is as a run: evaluated once on test."""
     tests = {t: process.evaluate(t) for t in process.task.tests}
-    return Run(best.dev, tests, best.step, selected, best.weights, seconds, best.curve)
+    return Run(best.dev, tests, best.step, selected, process.student.weights(), seconds, best.curve)
 
 
 class Best(Stateful):
@@ -171,6 +176,11 @@ def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None =
     best, selected = Best(process), Selected(process)
     if stage.finished:
         return Run(**stage.restore(selected=selected))
+    train = getattr(choose, "train", None)
+    if train is not None:  # a control that trains a student in its own way
+        run: Run = train(seed, name)
+        stage.finish(process.budget, **vars(run))
+        return run
     process.begin(seed)
     spent = stage.restore(process=process, best=best, selected=selected).get("spent", 0.0)
     nothing, started, steps = np.empty(0, np.float32), time.perf_counter() - spent, process.student.steps

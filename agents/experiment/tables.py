@@ -63,6 +63,7 @@ def _row(agent: str, cells: Cells, test: str, metric: str) -> dict[str, Any]:
         **{f"mean_{name}": float(np.mean([c[test][name] for c in group])) for name in group[0][test]},
         "mean_size": float(np.mean([c["selection"]["mean_size"] for c in group])),
         "rate": np.mean([c["selection"]["rate"] for c in group], 0).tolist(),
+        "labels": group[0].get("labels", ""),
         "train_s": float(np.mean([c["cost"]["train_s"] for c in group])),
         "follow_s": float(np.mean([c["cost"]["follow_s"] for c in group])),
     }
