@@ -37,17 +37,16 @@ from tqdm.auto import tqdm
 
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents.experiment import runs
-from agents.experiment.checkpoints import Checkpoints, Stage, report
+from agents.experiment.checkpoints import Checkpoints, Stage
 from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
 from distill.process import TrainingBatch
-from distill.selection import Fit, fit_selector, never_empty
+from distill.selection import Fit, never_empty
 from distill.settings import ReinforceSettings, RunSettings
 from distill.state import Stateful
 from envs.core import Core
 from envs.credit import with_credit
-from envs.labels import label_problem
 from envs.teacher_select import TeacherSelectVectorEnv
 
 EVENTS_EVERY = 10  # student steps between two points of the entropy's curve
@@ -203,6 +202,7 @@ class SelectorPolicy(Policy):
         self.selector, self.fill = selector, fill
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
+        """Subsets `[B,K]`."""
         return filled(self.selector, self.selector.greedy(states), states, batch) if self.fill else self.act(states)
 
 
@@ -246,21 +246,11 @@ def always_taught(core: Core, fit: Fit | None) -> bool:
 
 
 def initial_selector(core: Core, settings: ReinforceSettings) -> tuple[Selector, Fit | None]:
-    """The selector before joint training, and the fit behind it; None where it starts at all teachers.
-
-    With `agent.start=likelihood` the selector is fitted on the labels of the reward split, unless cross-validation shows
-    no gain over all teachers there.
-    """
+    """The selector before joint training, and the fit behind it; None where it starts at all teachers."""
     selector = Selector(core.observe.space.shape[0], core.process.num_teachers, settings.bias)
-    if settings.start == "all_on":
-        return selector, None
-    fit = fit_selector(label_problem(core))
-    shown = f"{fit.gain:+.3f} nats a label, standard error {fit.error:.3f}, by cross-validation on the reward split"
-    if not fit.helps:
-        report(f"start: all teachers; selecting shows no gain over them ({shown})")
-        return selector, None
-    report(f"start: selector fitted by likelihood ({shown})")
-    selector.start_at(fit)
+    fit = runs.fitted_start(core, settings.start)
+    if fit is not None:
+        selector.start_at(fit)
     return selector, fit
 
 

@@ -34,7 +34,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents.experiment import runs
-from agents.experiment.checkpoints import Checkpoints
+from agents.experiment.checkpoints import Checkpoints, report
 from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
@@ -176,6 +176,11 @@ def learn(settings: RunSettings, folder: Path, checkpoints: Checkpoints | None =
     model = make(agent, settings.policy, VecMonitor(SharedVecEnv(env)), settings.seed)
     checkpoints.attach(core.process)
     stage = checkpoints.stage("training")
+    started = time.perf_counter()
+    fit = runs.fitted_start(core, agent.start)
+    if fit is not None and not start_at(model, fit):
+        report(f"agent={agent.name} with policy={settings.policy} cannot start there; it starts from random weights")
+    fit_s = time.perf_counter() - started
     kept: dict[str, Any] = {"curve": [], "seconds": 0.0, **stage.restore(policy=model.policy)}
     if not stage.finished:
         kept |= _train(model, agent, core, folder, stage.purge_step)
@@ -186,7 +191,7 @@ def learn(settings: RunSettings, folder: Path, checkpoints: Checkpoints | None =
     state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}
     save_file(state, folder / "policy.safetensors")
     rule = fixed_rule(model, decode)
-    return core, runs.Learnt(rule, kept["seconds"], agent.episodes, curve=kept["curve"])
+    return core, runs.Learnt(rule, fit_s + kept["seconds"], agent.episodes, curve=kept["curve"])
 
 
 def _train(

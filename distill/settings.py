@@ -527,9 +527,11 @@ class AgentSettings:
     name: str = option("", "reinforce, or an algorithm of Stable-Baselines3")
     lr: float | None = option(None, "learning rate")
     episodes: int = option(4, "episodes of joint training, each of budget.steps student steps")
+    start: str = option("likelihood", "likelihood: fitted on the labels of the reward split; all_on: not fitted")
     oracle: bool = option(True, "also run the best known selection, where the task knows it", "run")
 
     def __post_init__(self) -> None:
+        one_of(self.start, ("likelihood", "all_on"), "agent.start")
         if self.lr is not None:
             check_rate(self.lr, "agent.lr")
         if self.episodes < 0:
@@ -542,7 +544,6 @@ class ReinforceSettings(AgentSettings):
 
     name: str = option("reinforce", "reinforce")
     lr: float = option(0.005, "learning rate of the selector (Adam)")
-    start: str = option("likelihood", "likelihood: fitted on the labels of the reward split; all_on: all teachers")
     trust: float = option(0.1, "weight of the divergence from the start (nats a unit)")
     schedule: str = option("linear", "of lr: linear (down to zero) or constant")
     warmup: int = option(8, "student steps with all teachers before the selector chooses and learns")
@@ -555,7 +556,6 @@ class ReinforceSettings(AgentSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self.start, ("likelihood", "all_on"), "agent.start")
         if self.trust < 0:
             raise UserError(f"agent.trust={self.trust} must not be negative")
         one_of(self.schedule, ("linear", "constant"), "agent.schedule")

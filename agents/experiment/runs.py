@@ -21,14 +21,16 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-from agents.experiment.checkpoints import Checkpoints, Stage
+from agents.experiment.checkpoints import Checkpoints, Stage, report
 from agents.experiment.launch import reproduce_line, run_folder
 from distill.cache import whole_folder, write_json, write_whole
 from distill.losses import label_loss
 from distill.process import Distillation, TrainingBatch
+from distill.selection import Fit, fit_selector
 from distill.settings import RunSettings, keys_changing
 from distill.state import Stateful
 from envs.core import Core
+from envs.labels import label_problem
 
 SCHEMA = 1  # of results.json
 
@@ -49,6 +51,24 @@ class Rule(Protocol):
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         """Actions `[B,K]` for states `[B,S]`."""
         ...
+
+
+def fitted_start(core: Core, start: str) -> Fit | None:
+    """The fit that a selector or policy starts from with `agent.start=likelihood`; prints what cross-validation says.
+
+    Returns:
+        None where it starts at all teachers: with `start=all_on`, and where selecting shows no gain over all teachers on
+        the labels of the reward split.
+    """
+    if start == "all_on":
+        return None
+    fit = fit_selector(label_problem(core))
+    shown = f"{fit.gain:+.3f} nats a label, standard error {fit.error:.3f}, cross-validated on the reward split"
+    if fit.helps:
+        report(f"start: selector fitted by likelihood ({shown})")
+        return fit
+    report(f"start: all teachers; selecting shows no gain over them ({shown})")
+    return None
 
 
 def start(config: Mapping[str, Any]) -> RunSettings:
