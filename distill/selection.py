@@ -251,8 +251,9 @@ def fit_router(states: np.ndarray, right: np.ndarray, answered: np.ndarray | Non
     Returns:
         The units; `probabilities` is the probability of being right. `gain` and `error` are not measured.
     """
-    from sklearn.linear_model import LogisticRegressionCV
-    from sklearn.pipeline import make_pipeline
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
     width, k = states.shape[1], right.shape[1]
@@ -264,12 +265,10 @@ def fit_router(states: np.ndarray, right: np.ndarray, answered: np.ndarray | Non
         if counts.min() < FOLDS:  # always or never right, as far as these labels show
             bias[teacher] = np.log((counts[1] + 1) / (counts[0] + 1))
             continue
-        model = make_pipeline(
-            StandardScaler(),
-            LogisticRegressionCV(Cs=np.logspace(-4, 0, 5), cv=FOLDS, scoring="neg_log_loss", max_iter=500),
-        )
-        model.fit(states[rows], y)
-        scaler, units = model[0], model[1]
+        steps = Pipeline([("scale", StandardScaler()), ("units", LogisticRegression(max_iter=500))])
+        search = GridSearchCV(steps, {"units__C": np.logspace(-4, 0, 5)}, scoring="neg_log_loss", cv=FOLDS)
+        model = search.fit(states[rows], y).best_estimator_
+        scaler, units = model["scale"], model["units"]
         weights[:, teacher] = units.coef_[0] / scaler.scale_
         bias[teacher] = units.intercept_[0] - scaler.mean_ @ weights[:, teacher]
     return Fit(weights, bias, np.nan, np.nan, np.nan)
