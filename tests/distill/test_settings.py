@@ -397,7 +397,7 @@ def test_identity_of_a_scope() -> None:
     settings = RunSettings()
     names = {scope: set(settings.identity(scope)) for scope in SCOPES}
     assert names["signals"] < names["warm start"] < names["cell"] < names["run"]
-    assert names["run"] - names["cell"] == {"agent.oracle"}
+    assert names["run"] - names["cell"] == {"agent.oracle", "plugins"}
     assert "loss.alpha" in names["warm start"] - names["signals"]
     assert "agent.lr" in names["cell"] - names["warm start"]
     assert settings.identity("warm start")["student.kind"] == "fresh"
