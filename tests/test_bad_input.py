@@ -302,6 +302,7 @@ TEACHERS_GIVEN: dict[str, Case] = {
     "fitted without a path": (teacher(kind=None, path=None, fitted=True), ["teacher t", "fitted=true needs path"]),
     "a setting of another kind": (teacher(epochs=3), ["teacher t", "kind=checkpoint", "'epochs'", "kind=finetune"]),
     "an unknown kind": (teacher(kind="oracle"), ["teacher t", "oracle", "checkpoint"]),
+    "predictions without a path": (teacher(kind="predictions", path=None, max_length=None), ["teacher t", "kind=predictions needs path"]),
     "an unknown pool": (nothing("teachers.pool=[{name: t, kind: finetune, pool: film}]"), ["teacher t", "no pool 'film'"]),
     "33 teachers": (nothing(pool(33)), ["teachers.pool has 33", "at most 32"]),
     "no teacher": (nothing("teachers.pool=[]"), ["teachers.pool is empty"]),
@@ -365,6 +366,13 @@ CONFIGS: dict[str, Case] = {
     "no state": (nothing("observation.parts=[]"), ["observation.parts is empty"]),
     "a reward measured never": (nothing("reward.every=0"), ["reward.every=0", "positive"]),
     "a credit of another reward": (nothing("reward=paper1", "credit.name=influence"), ["credit.name=influence", "validation_gain", "credit.name=shared"]),
+    "an unknown reward": (nothing("reward.name=papr1"), ["reward.name=papr1", "did you mean paper1"]),
+    "an unknown credit": (nothing("credit.name=infuence"), ["credit.name=infuence", "did you mean influence"]),
+    "a reward setting of version 0.1": (nothing("reward.horizon=3"), ["reward.horizon", "not a known setting"]),
+    "an agent setting of version 0.1": (nothing("agent.pull=1"), ["agent.pull", "not a known setting"]),
+    "a student of an unknown kind": (nothing("student.kind=frsh"), ["student.kind=frsh", "did you mean fresh"]),
+    "a student with a setting of another kind": (nothing("student.layers=3"), ["student: kind=fresh has no setting 'layers'", "kind=truncate", "student.layers=null"]),
+    "an encoder with a setting of another kind": (nothing("encoder.pooling=cls"), ["encoder: kind=bag has no setting 'pooling'", "kind=transformer", "encoder.pooling=null"]),
     "a task that climbs": (nothing("task.name=../x"), ["task.name='../x'", "cannot name a folder"]),
     "a student that climbs": (nothing("student.name=../x"), ["student.name='../x'", "cannot name a folder"]),
     "a pool that climbs": (nothing("teachers.name=/x"), ["teachers.name='/x'", "cannot name a folder"]),
@@ -543,6 +551,7 @@ def test_bad_input_through_the_scripts(place, script, spoil, words):
     assert not (place / "out").exists()
 
 
+@pytest.mark.filterwarnings("error")  # they would be further lines on stderr
 @pytest.mark.parametrize("key", ["task.name", "agent.name"])
 @pytest.mark.parametrize("name", ["../../climbed", "/climbed", ".."])
 def test_a_name_that_climbs_is_refused_before_any_folder_is_made(monkeypatch, capsys, tmp_path, key, name):

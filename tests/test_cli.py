@@ -292,18 +292,38 @@ def test_teachers_command(tiny_overrides, home_of_runs, first, tmp_path):
         assert re.search(f"^{line}$", done.out, re.MULTILINE), done.out
 
 
-@pytest.mark.parametrize("script", [REINFORCE, TEACHERS], ids=["reinforce", "teachers"])
-def test_help_names_the_settings(inside, script):
-    done = inside("--help", script=script)
+@pytest.mark.parametrize(("name", "config"), [("reinforce", "config"), ("sb3", "sb3"), ("compare", "compare")])
+def test_help_names_every_setting(monkeypatch, capsys, name, config):
+    from agents.experiment.help import settings_of
+    from agents.experiment.launch import launch
+    from distill.settings import SB3_DEFAULTS, CompareSettings, RunSettings
+
+    monkeypatch.setattr(sys, "argv", [f"agents/{name}.py", "--help"])
+    launch(lambda config: pytest.fail("--help runs nothing"), config=config)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"agents/{name}.py" in out
+    for word in ("data_dir", "hydra.run.dir", "resume=true", "TEACHER_SELECT_DATA"):
+        assert word in out
+    for group in ("task", "teachers", "student", "agent", "reward", "observation", "experiment"):
+        assert re.search(rf"^  {group}: ", out, re.MULTILINE), group
+    agents = re.search(r"^  agent: (.*)$", out, re.MULTILINE)
+    assert agents is not None
+    assert {"reinforce", *SB3_DEFAULTS} == set(agents[1].split(", "))
+    shown = [*settings_of(RunSettings), *(settings_of(CompareSettings) if name == "compare" else [])]
+    assert len(shown) > 80
+    for key, kind, _, text in shown:
+        assert text, key
+        assert f"  {key}: {kind} = " in out, key
+        assert text in out, key
+    assert ("agents: list[str]" in out) == (name == "compare")
+
+
+def test_help_of_the_teachers_command(inside):
+    done = inside("--help", script=TEACHERS)
     assert (done.code, done.err) == (0, "")
-    words = ("data_dir", "task", "teachers") if script == TEACHERS else ("data_dir", "seed", "device", "threads")
-    for word in words:
+    for word in ("python -m distill.teachers", "task=mrpc", "teachers.folds", "data_dir", "home", "device", "threads"):
         assert word in done.out
-    if script == REINFORCE:
-        for word in ("budget.steps", "hydra.run.dir", "credit.name", "agent.lr"):
-            assert word in done.out
-        for group in ("task", "teachers", "student", "reward", "observation", "experiment"):
-            assert re.search(rf"^  {group}: ", done.out, re.MULTILINE), group
 
 
 # --- a user's mistakes ------------------------------------------------------------------------------------------------
@@ -351,6 +371,13 @@ SETTINGS = {
     "steps": (["budget.steps=-5"], ["budget.steps=-5"]),
     "seed": (["seed=-1"], ["seed=-1"]),
     "credit": (["credit.name=inflence"], ["credit.name=inflence", "did you mean influence"]),
+    "a credit that cannot be imported": (["credit.name=no_such:C"], ["credit.name=no_such:C", "cannot be imported"]),
+    "a credit of another class": (
+        ["credit.name=json:JSONDecoder"],
+        ["credit.name=json:JSONDecoder", "envs.credit.Credit"],
+    ),
+    "name of a reward": (["reward.name=papr1"], ["reward.name=papr1", "did you mean paper1"]),
+    "plugin": (["plugins=[no_such]"], ["plugins: no_such", "cannot be imported"]),
     "reward": (["reward.every=0"], ["reward.every=0"]),
     "credit of a reward": (
         ["reward=paper1", "credit.name=counterfactual"],

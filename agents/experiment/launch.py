@@ -72,7 +72,10 @@ class NewFolders(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Note the run's folder and those above it, innermost first, as far as Hydra will make them."""
-        folder = Path(config.hydra.run.dir).absolute()
+        try:
+            folder = Path(config.hydra.run.dir).absolute()
+        except OmegaConfBaseException:  # a name that cannot be a folder: Hydra meets it again, and that one is reported
+            return
         NewFolders.made = [place for place in (folder, *folder.parents) if not place.exists()]
 
     @classmethod
