@@ -288,7 +288,7 @@ def train(
         return {**live, "rng": rng.get_state()}
 
     rng.set_state(stage.restore(**parts()).get("rng", rng.get_state()))  # where the run was stopped
-    for episode in tqdm(range(at.episode, settings.episodes), desc="joint episodes", disable=None, leave=False):
+    for episode in tqdm(range(at.episode, settings.joint_episodes), desc="joint episodes", disable=None, leave=False):
         if at.states is None:  # not inside an episode that was restored
             at.states, _ = env.reset(
                 seed=seed if episode == 0 else None, options={"student": settings.joint if episode else "restart"}
@@ -344,7 +344,7 @@ def _learn(
 ) -> None:
     """One update on all pending choices, at the learning rate of this step."""
     if settings.schedule == "linear":
-        left = 1 - at.steps / (settings.episodes * env.core.process.budget)
+        left = 1 - at.steps / (settings.joint_episodes * env.core.process.budget)
         optimizer.param_groups[0]["lr"] = settings.lr * left
     states, actions = (np.concatenate(column) for column in zip(*at.pending, strict=True))
     at.pending.clear()
@@ -422,7 +422,7 @@ def conclude_training(
     if not joint.episode:  # the start, fixed
         return runs.Learnt(SelectorPolicy(start, fill), seconds, 0), start
     student = (kept.best.dev, kept.best.weights)
-    learnt = runs.Learnt(SelectorPolicy(kept.selector, fill), seconds, settings.episodes, student, joint.curve)
+    learnt = runs.Learnt(SelectorPolicy(kept.selector, fill), seconds, settings.joint_episodes, student, joint.curve)
     learnt.step_seconds = joint.spent
     if fit is None:
         return learnt, kept.selector

@@ -191,7 +191,7 @@ def learn(settings: RunSettings, folder: Path, checkpoints: Checkpoints | None =
     state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}
     save_file(state, folder / "policy.safetensors")
     rule = fixed_rule(model, decode)
-    return core, runs.Learnt(rule, fit_s + kept["seconds"], agent.episodes, curve=kept["curve"])
+    return core, runs.Learnt(rule, fit_s + kept["seconds"], agent.joint_episodes, curve=kept["curve"])
 
 
 def _train(
@@ -201,7 +201,7 @@ def _train(
     runs.event_writer(folder, purge_step).close()  # reports a folder that cannot be written
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
     gains, started = Gains(), time.perf_counter()
-    total = agent.episodes * core.process.budget * core.batch_size
+    total = agent.joint_episodes * core.process.budget * core.batch_size
     try:
         model.learn(total, gains, progress_bar=sys.stderr.isatty())
     finally:  # a policy that is not finite is the cause of whatever else was raised

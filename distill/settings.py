@@ -524,9 +524,14 @@ class CreditSettings:
 class AgentSettings:
     """What every agent has."""
 
+    after_fit: ClassVar[int] = 0  # joint episodes after a fitted start, by default
     name: str = option("", "reinforce, or an algorithm of Stable-Baselines3")
     lr: float | None = option(None, "learning rate")
-    episodes: int = option(4, "episodes of joint training, each of budget.steps student steps")
+    episodes: int | None = option(
+        None,
+        "episodes of joint training, each of budget.steps student steps; null: 4 with start=all_on; "
+        "with start=likelihood 0 for reinforce, whose start is used as it is, and 1 for Stable-Baselines3",
+    )
     start: str = option("likelihood", "likelihood: fitted on the labels of the reward split; all_on: not fitted")
     oracle: bool = option(True, "also run the best known selection, where the task knows it", "run")
 
@@ -534,8 +539,15 @@ class AgentSettings:
         one_of(self.start, ("likelihood", "all_on"), "agent.start")
         if self.lr is not None:
             check_rate(self.lr, "agent.lr")
-        if self.episodes < 0:
+        if self.episodes is not None and self.episodes < 0:
             raise UserError(f"agent.episodes={self.episodes} must not be negative")
+
+    @property
+    def joint_episodes(self) -> int:
+        """Episodes of joint training, the default included."""
+        if self.episodes is not None:
+            return self.episodes
+        return 4 if self.start == "all_on" else self.after_fit
 
 
 @dataclass
@@ -605,6 +617,7 @@ SB3_DEFAULTS: dict[str, tuple[float, dict[str, Any]]] = {
 class SB3Settings(AgentSettings):
     """An algorithm of Stable-Baselines3."""
 
+    after_fit: ClassVar[int] = 1
     name: str = option("ppo", f"one of {', '.join(SB3_DEFAULTS)}")
     lr: float | None = option(None, "learning rate; null: the algorithm's default here (ppo and a2c 0.01, else 0.003)")
     params: dict[str, Any] = option({}, "constructor arguments of the algorithm, over the defaults here")

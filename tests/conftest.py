@@ -44,6 +44,7 @@ TINY = (
     "reward.every=2",
     "credit.size=16",
     "credit.every=1",
+    "agent.start=all_on",
 )
 
 
