@@ -166,14 +166,19 @@ class Problem:
         return value(total, mass)[..., 0].mean(0), gradient
 
 
+def standard_scale(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation `[F]` of states `[R,F]`; infinite where a column is constant, which gives it weight 0."""
+    spread = states.std(0)
+    return states.mean(0), np.where(spread < 1e-8, np.inf, spread)
+
+
 def fit_selector(problem: Problem, seed: int = 0) -> Fit:
     """K logistic units of the largest penalised expected reward.
 
     The states are standardised for the fit; the returned weights are for the states as they are. The penalty with the best
     cross-validated reward is used.
     """
-    mean, spread = problem.states.mean(0), problem.states.std(0)
-    spread = np.where(spread < 1e-8, np.inf, spread)  # a constant column gets weight 0
+    mean, spread = standard_scale(problem.states)
     scaled = replace_states(problem, (problem.states - mean) / spread)
     fold = np.random.default_rng(seed).permutation(len(problem)) % FOLDS
     gains = {penalty: np.empty(len(problem)) for penalty in PENALTIES}
@@ -241,34 +246,56 @@ def _ascend(objective: Objective, flat: np.ndarray, steps: int = 100, rate: floa
 # --- a router ---------------------------------------------------------------------------------------------------------
 
 
-def fit_router(states: np.ndarray, right: np.ndarray, answered: np.ndarray | None = None) -> Fit:
-    """For each teacher a logistic regression of being right, by scikit-learn with a cross-validated penalty.
+RIDGES = tuple(np.logspace(-4, 0, 5))  # inverse strengths of the router's penalty
+
+
+def fit_router(states: np.ndarray, right: np.ndarray, answered: np.ndarray | None = None, seed: int = 0) -> Fit:
+    """For each teacher a logistic regression of being right, by scikit-learn.
+
+    All share one ridge penalty: the one whose cross-validated router most often names a teacher that is right.
 
     Args:
-        states: `[R,F]`. right: bool `[R,K]`: whether the teacher's most likely class is the gold class.
+        states: `[R,F]`.
+        right: bool `[R,K]`: whether the teacher's most likely class is the gold class.
         answered: bool `[R,K]`. None: all.
+        seed: of the folds.
 
     Returns:
         The units; `probabilities` is the probability of being right. `gain` and `error` are not measured.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
+    answered = np.ones(right.shape, bool) if answered is None else answered
+    mean, spread = standard_scale(states)
+    scaled, rows = (states - mean) / spread, np.arange(len(states))
+    fold = np.random.default_rng(seed).permutation(len(states)) % FOLDS
 
-    width, k = states.shape[1], right.shape[1]
-    weights, bias = np.zeros((width, k)), np.zeros(k)
-    for teacher in range(k):
-        rows = np.arange(len(states)) if answered is None else np.flatnonzero(answered[:, teacher])
-        y = right[rows, teacher]
-        counts = np.bincount(y.astype(int), minlength=2)
-        if counts.min() < FOLDS:  # always or never right, as far as these labels show
-            bias[teacher] = np.log((counts[1] + 1) / (counts[0] + 1))
+    def routed(ridge: float) -> float:
+        """How often the router is right on the instances that it was not fitted on."""
+        hits = 0
+        for f in range(FOLDS):
+            train, held = rows[fold != f], rows[fold == f]
+            weights, bias = _logistic(scaled[train], right[train], answered[train], ridge)
+            score = np.where(answered[held], scaled[held] @ weights + bias, -np.inf)
+            hits += int(right[held, score.argmax(1)].sum())
+        return hits / len(rows)
+
+    best = max(RIDGES, key=routed)
+    weights, bias = _logistic(scaled, right, answered, best)
+    weights = weights / spread[:, None]
+    return Fit(weights, bias - mean @ weights, np.nan, np.nan, 1 / best)
+
+
+def _logistic(
+    scaled: np.ndarray, right: np.ndarray, answered: np.ndarray, ridge: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `[F,K]` and bias `[K]` of one regression a teacher, on the instances that it answers."""
+    from sklearn.linear_model import LogisticRegression
+
+    weights, bias = np.zeros((scaled.shape[1], right.shape[1])), np.zeros(right.shape[1])
+    for k in range(right.shape[1]):
+        x, y = scaled[answered[:, k]], right[answered[:, k], k]
+        if len(np.unique(y)) < 2:  # always or never right, as far as these labels show
+            bias[k] = np.log((y.sum() + 1) / ((~y).sum() + 1))
             continue
-        steps = Pipeline([("scale", StandardScaler()), ("units", LogisticRegression(max_iter=500))])
-        search = GridSearchCV(steps, {"units__C": np.logspace(-4, 0, 5)}, scoring="neg_log_loss", cv=FOLDS)
-        model = search.fit(states[rows], y).best_estimator_
-        scaler, units = model["scale"], model["units"]
-        weights[:, teacher] = units.coef_[0] / scaler.scale_
-        bias[teacher] = units.intercept_[0] - scaler.mean_ @ weights[:, teacher]
-    return Fit(weights, bias, np.nan, np.nan, np.nan)
+        model = LogisticRegression(C=ridge, max_iter=500).fit(x, y)
+        weights[:, k], bias[k] = model.coef_[0], model.intercept_[0]
+    return weights, bias
