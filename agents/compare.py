@@ -25,7 +25,7 @@ from agents.experiment import runs
 from agents.experiment.grid import FORMAT, Cell, cores, run_grid
 from agents.experiment.launch import launch, reproduce_line, run_folder
 from agents.experiment.report import page
-from agents.experiment.tables import print_rows, summarise, write_csv
+from agents.experiment.tables import against_baselines, print_against, print_rows, summarise, write_csv
 from distill import cache, parallel
 from distill.checks import UserError, expand
 from distill.data.load import load_task
@@ -115,6 +115,7 @@ def run(config: dict[str, Any]) -> None:
     for test, rows in tables.items():
         seeds = len(comparison["seeds"])
         print_rows(rows, f"{comparison['task']}, {test}, {seeds} seeds: paired differences to all teachers")
+        print_against(comparison["against"][test], comparison["metric"])
     cache.write_json(folder / "comparison.json", comparison)
     write_csv(folder / "comparison.csv", [row for rows in tables.values() for row in rows])
     if settings.report:
@@ -136,6 +137,7 @@ def compared(cells: Sequence[Cell], results: Sequence[dict[str, Any]], errors: d
         **{key: first[key] for key in shared},
         "seeds": sorted({c.seed for c in cells}),
         "tables": {test: summarise(results, test) for test in first["tests"]},
+        "against": {test: against_baselines(results, test) for test in first["tests"]},
         "failed": errors,
         "cells": [{k: r[k] for k in r if k not in left_out} for r in results],
         "reproduce": reproduce_line("agents/compare.py", keys_changing("nothing")),

@@ -18,6 +18,8 @@ from rich.text import Text
 from agents.experiment import stats
 from distill import cache
 
+# What a learnt agent is compared with beside the control.
+BASELINES = ("router", "likelihood", "most_confident", "reward_labels", "control_plus_labels", "oracle")
 Cells = Mapping[int, Mapping[str, Any]]  # results of one agent, by seed
 
 
@@ -38,12 +40,45 @@ def summarise(results: Sequence[Mapping[str, Any]], test: str) -> list[dict[str,
         shared = [seed for seed in cells if seed in control]
         if agent != "control" and shared:
             row |= _compare([cells[s][test] for s in shared], [control[s][test] for s in shared], metric)
+        if shared:
+            row["whole_job"] = float(np.mean([_seconds(cells[s]) / _seconds(control[s]) for s in shared]))
         rows.append(row)
     compared = [row for row in rows if f"difference_{metric}" in row]
     corrected = stats.holm([row[f"difference_{metric}"]["p"] for row in compared])
     for row, p in zip(compared, corrected, strict=True):
         row["p_holm"] = p
     return rows
+
+
+def _seconds(cell: Mapping[str, Any]) -> float:
+    """From stored signals and warm start to the final student."""
+    return float(cell["cost"]["train_s"] + cell["cost"]["follow_s"])
+
+
+def against_baselines(results: Sequence[Mapping[str, Any]], test: str) -> list[dict[str, Any]]:
+    """Paired differences of every learnt agent to the strong rules of the comparison, at the seeds that both have."""
+    by_agent: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for result in results:
+        by_agent.setdefault(result["agent"], {})[result["seed"]] = result
+    metric, out = results[0]["metric"], []
+    for agent, cells in by_agent.items():
+        if not next(iter(cells.values())).get("learnt"):
+            continue
+        for baseline in (b for b in BASELINES if b in by_agent):
+            shared = [s for s in cells if s in by_agent[baseline]]
+            if shared:
+                ours, theirs = ([side[s][test] for s in shared] for side in (cells, by_agent[baseline]))
+                pair = _compare(ours, theirs, metric)
+                out.append({"agent": agent, "baseline": baseline, "seeds": shared, **pair})
+    return out
+
+
+def print_against(pairs: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """Print them, one line each, in points."""
+    for pair in pairs:
+        found = pair[f"difference_{metric}"]
+        text = stats.with_interval(found["mean"], found["interval"], "+.2f", 100)
+        print(f"{pair['agent']} - {pair['baseline']}: {text} points of {metric}, {len(pair['seeds'])} seeds")
 
 
 def _row(agent: str, cells: Cells, test: str, metric: str) -> dict[str, Any]:
@@ -81,7 +116,7 @@ def _compare(ours: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str, A
     return {**out, "improvement": stats.improvement(of(ours, metric), of(control, metric))}
 
 
-COLUMNS = ("IQM [95 %]", "- control [95 %]", "P(better)", "p (Holm)", "loss", "- control", "ece", "on", "train s")
+COLUMNS = ("IQM [95 %]", "- control [95 %]", "P(better)", "p (Holm)", "loss", "- control", "ece", "on", "job", "labels")
 
 
 def print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
@@ -104,7 +139,8 @@ def _texts(row: Mapping[str, Any]) -> list[Text | str]:
         *_comparison_texts(row),
         f"{row['mean_ece']:.3f}",
         f"{row['mean_size']:.2f}",
-        f"{row['train_s']:.0f}",
+        f"{row['whole_job']:.1f}" if "whole_job" in row else "",
+        Text(row["labels"]),
     ]
 
 

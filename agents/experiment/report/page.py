@@ -268,7 +268,18 @@ def _columns(metric: str, example: Row) -> list[Column]:
         *(_number(m, METRIC_HELP[m], f"mean_{m}", ".4f") for m in extra),
         _number("teachers on", "Number of teachers chosen for an instance. Mean.", "mean_size", ".2f"),
         _number("training, s", "Seconds spent on training the agent; rules need none.", "train_s", ".0f"),
+        _number(
+            "whole job",
+            "Time from stored signals and warm start to the final student, over the control's.",
+            "whole_job",
+            ".1f",
+        ),
+        Column("labels used", "Whose labels the choices use. Dev labels also pick every checkpoint.", _labels),
     ]
+
+
+def _labels(row: Row) -> Cell:
+    return Cell(row.get("labels", ""))
 
 
 def _number(title: str, help: str, key: str, form: str) -> Column:
