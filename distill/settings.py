@@ -501,17 +501,18 @@ class CreditSettings:
 
     name: str = option(
         "auto",
-        "shared, influence, counterfactual, or my_package.module:MyCredit; "
+        "shared, influence, counterfactual, lookahead, or my_package.module:MyCredit; "
         "auto: counterfactual for reinforce, influence for Stable-Baselines3, shared for an environment alone",
     )
     size: int | None = option(64, "reward instances behind the gradient v, drawn anew each time; null: all")
     every: int = option(1, "student steps that one v serves")
     period: int = option(1, "student steps between two that get credit by row; the others are paid the shared reward")
     center: bool = option(True, "credit only what sets a row apart from its batch: no class prior, no confidence")
+    steps: int = option(128, "lookahead: student steps on reward instances behind one direction")
     center_teachers: bool = option(False, "center the advantages over the teachers of a row: somebody should teach it")
 
     def __post_init__(self) -> None:
-        for key in ("size", "every", "period"):
+        for key in ("size", "every", "period", "steps"):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise UserError(f"credit.{key}={value} must be positive")

@@ -6,7 +6,7 @@ Teachers are fine-tuned by the same class, with labels as the only target.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,6 +272,39 @@ class Student:
                 return lambda logits: both
             clean = self.model(**batch).logits if self.random or self.engine.amp is not None else None
         return lambda logits: (ahead - (logits if clean is None else clean)) / eps
+
+    def lookahead(self, batches: Iterable[tuple[Batch, Tensor]]) -> Direction:
+        """The weights now minus those after an AdamW step on the cross-entropy of each batch; nothing changes.
+
+        A direction as a gradient is: the loss falls against it. The optimiser is new, with the student's learning rate.
+        """
+        here = self.weights()
+        optimizer = torch.optim.AdamW(self.params, lr=self.settings.lr, weight_decay=0.0, fused=True)
+        try:
+            with torch.enable_grad():
+                for batch, labels in batches:
+                    F.cross_entropy(self.forward(batch), labels).backward()
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+            after = self.weights()
+        finally:
+            self.restore(here)
+        return {n: h - a for n, h, a in zip(self.named, here, after, strict=True)}
+
+    def step_probe(self, batch: Batch, direction: Direction) -> Callable[[Tensor], Tensor]:
+        """As `probe`, over the whole of a direction from `lookahead`: logits `[B,C]` -> logits minus those at its other end.
+
+        The step is long, so autocast's rounding does not matter, and one forward is all it costs.
+        """
+        here = self.weights()
+        with torch.no_grad():
+            torch._foreach_sub_(self.params, list(direction.values()))
+            try:
+                ahead = self.forward(batch)
+            finally:
+                torch._foreach_copy_(self.params, here)
+            clean = self.forward(batch) if self.random else None
+        return lambda logits: (logits if clean is None else clean) - ahead
 
     def _shifted(self, along: list[Tensor], eps: Tensor, batch: Batch) -> Tensor:
         """Logits at weights + eps * along, in full precision. The weights are restored to the bit."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.checks import UserError
+from distill.data.tokens import Batch
 from distill.process import TrainingBatch
 from distill.settings import CreditSettings, LossSettings, RunSettings
 from distill.state import Array, Optional, is_count, is_generator
@@ -168,12 +169,20 @@ class Influence(Credit):
         self._probe = None
         if self.steps % self.settings.period:
             return  # this step gets no credit by row
-        student = self.process.student
         # AdamW has no scale before its first step. That direction is zero and must not serve the steps after it.
         given = self.steps // self.settings.period
         if self.direction is None or given % self.settings.every == 0 or given == 1:
-            self.direction = student.precondition(self._gradient())
-        self._probe = student.probe(batch.inputs, self.direction)
+            self.direction = self._find()
+        self._probe = self._look(batch)
+
+    def _find(self) -> Direction:
+        """The direction v: the gradient of the reward loss, scaled as the optimiser scales it."""
+        return self.process.student.precondition(self._gradient())
+
+    def _look(self, batch: TrainingBatch) -> Callable[[Tensor], Tensor]:
+        """From the logits of the coming step to their derivative along v, both `[B,C]`."""
+        assert self.direction is not None
+        return self.process.student.probe(batch.inputs, self.direction)
 
     def _gradient(self) -> Direction:
         """Gradient of the reward loss on reward instances that are drawn anew."""
@@ -277,7 +286,46 @@ class Counterfactual(Influence):
         return self._paid(reward, shares), {"row_credit": shares, "teacher_advantage": advantage}
 
 
-CREDITS: dict[str, type[Credit]] = {"shared": Shared, "influence": Influence, "counterfactual": Counterfactual}
+class Lookahead(Counterfactual):
+    """`counterfactual` over a long step: v is what `credit.steps` steps on reward instances change in a copy of the student.
+
+    One gradient says how the next step changes the reward loss; many steps say where it leads (a finite difference of
+    the fine-tuned student, as in data selection by validation training, arXiv 2510.00386). The student itself is not trained on
+    reward labels. Every row counts the same: a row's slope is scaled to length 1.
+    """
+
+    def _find(self) -> Direction:
+        """What training a copy on the reward instances changes."""
+        process, rows = self.process, self.reward.rows
+        size = min(process.stream.batch_size, len(rows))
+        tokens, order, start = process.tokens("reward"), self.rng.permutation(rows), 0
+
+        def batches() -> Iterator[tuple[Batch, Tensor]]:
+            nonlocal order, start
+            for _ in range(self.settings.steps):
+                if start + size > len(order):
+                    order, start = self.rng.permutation(rows), 0
+                drawn = order[start : start + size]
+                start += size
+                yield tokens.batch(drawn), self.reward.gold(drawn)
+
+        return process.student.lookahead(batches())
+
+    def _look(self, batch: TrainingBatch) -> Callable[[Tensor], Tensor]:
+        assert self.direction is not None
+        return self.process.student.step_probe(batch.inputs, self.direction)
+
+    def slope(self, logits: Tensor) -> Tensor:
+        """As of `Influence`, each row of length 1."""
+        return F.normalize(super().slope(logits), dim=-1)
+
+
+CREDITS: dict[str, type[Credit]] = {
+    "shared": Shared,
+    "influence": Influence,
+    "counterfactual": Counterfactual,
+    "lookahead": Lookahead,
+}
 
 
 def make_credit(settings: CreditSettings, reward: Reward) -> Credit:
