@@ -124,9 +124,9 @@ class Advantages(Stateful):
 
     STATE = ("mean", "spread", "count")
 
-    def __init__(self, by_row: bool, decay: float) -> None:
-        self.by_row = by_row  # whether the credit is by row; steps without any are then not learnt from
+    def __init__(self, decay: float, by_row: bool = False) -> None:
         self.decay = decay  # of the shared reward's running mean and spread
+        self.by_row = by_row  # whether the credit is by row; steps without any are then not learnt from
         self.mean, self.spread, self.count = 0.0, 0.0, 0
 
     def __call__(self, rewards: np.ndarray, info: dict[str, Any]) -> Tensor | None:
@@ -277,7 +277,7 @@ def train(
     rng = torch.Generator().manual_seed(seed)
     selector = copy.deepcopy(start)
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
-    credit = Advantages(env.core.credit.by_row, settings.baseline)
+    credit = Advantages(settings.baseline, env.core.credit.by_row)
     fill = always_taught(env.core, fit)
     all_teachers = np.ones((env.num_envs, process.num_teachers), np.float32)
     at = Joint(runs.Best(process), runs.Selected(process), Kept(start, runs.Best(process), runs.Selected(process)))

@@ -288,8 +288,9 @@ class Oracle(Rule):
     def __init__(self, core: Core, seed: int) -> None:
         super().__init__(core, seed)
         pool, owners = self.process.settings.teachers.pool, self.process.task.owners
-        # An owner is the name of a teacher, or of the pool that a teacher was trained on.
-        place = {str(getattr(s, "pool", None)): k for k, s in enumerate(pool)} | {s.name: k for k, s in enumerate(pool)}
+        # An owner is the name of the pool that a teacher was trained on, or, where a task has no pools, of a teacher.
+        pooled = bool(self.process.task.pools)
+        place = {str(getattr(s, "pool", None)) if pooled else s.name: k for k, s in enumerate(pool)}
         if owners is None or not set(owners.tolist()) - {""} <= set(place):
             raise UserError(
                 f"oracle: task={self.process.task.name} with these teachers does not say who is right; leave oracle out"

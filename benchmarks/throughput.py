@@ -37,7 +37,7 @@ from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
 import configs
-from agents.reinforce import Selector, train, update
+from agents.reinforce import Selector, initial_selector, train, update
 from distill.checks import UserError
 from distill.data.splits import Split
 from distill.data.tokens import Batch, Stream
@@ -158,7 +158,8 @@ def floor(process: Distillation, steps: int) -> float:
 def joint_training(env: TeacherSelectVectorEnv) -> float:
     """Seconds of one episode of `agents.reinforce.train`."""
     with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
-        return train(env, ReinforceSettings(lr=0.01, episodes=1), 0, writer)[1].seconds
+        settings = ReinforceSettings(start="all_on", lr=0.01, episodes=1)
+        return train(env, settings, *initial_selector(env.core, settings), 0, writer).spent
 
 
 class Ways:

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 REINFORCE, TEACHERS = ["agents/reinforce.py"], ["-m", "distill.teachers"]
-SHORT = ["threads=1", "agent.episodes=2", "agent.warmup=2"]
+SHORT = ["threads=1", "agent.start=all_on", "agent.episodes=2", "agent.warmup=2"]
 WORDS = {"bad": "awful boring dull", "fine": "plain usual decent", "great": "superb lovely brilliant"}
 
 
@@ -199,7 +199,9 @@ def test_results_follow_the_schema(first):
     assert selection["mean_size"] == pytest.approx(sum(selection["rate"]))
     assert cost["student_steps"] == 2 * 6
     assert all(cost[key] > 0 for key in ("teacher_fit_s", "signals_s", "examples_per_s", "floor_examples_per_s"))
-    assert cost["examples_per_s"] == pytest.approx(12 * 8 / cost["train_s"])
+    assert cost["examples_per_s"] >= 12 * 8 / cost["train_s"]  # the steps alone take less than the training
+    assert cost["whole_job_s"] >= cost["train_s"]
+    assert cost["whole_job"] > 1  # joint training, and then the fixed policy's run
 
 
 def test_the_table_is_printed(first):

@@ -123,6 +123,7 @@ def table_of(folder: Path) -> dict:
     for rows in found.values():
         for row in rows:
             row.pop("train_s")
+            row.pop("whole_job")
             row.pop("follow_s")
     return found
 

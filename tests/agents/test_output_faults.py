@@ -160,7 +160,15 @@ def lines(text: str) -> list[str]:
 @pytest.mark.parametrize("limit", [100, 8000], ids=["TensorBoard", "checkpoint"])
 def test_an_output_that_cannot_be_written_is_one_line(limit: int, tiny_overrides: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    done = run("reinforce.py", *tiny_overrides, "threads=1", "agent.episodes=1", f"hydra.run.dir={folder}", limit=limit)
+    done = run(
+        "reinforce.py",
+        *tiny_overrides,
+        "threads=1",
+        "agent.start=all_on",
+        "agent.episodes=1",
+        f"hydra.run.dir={folder}",
+        limit=limit,
+    )
     place, way_out = (folder, REFUSED) if limit == 100 else (f"checkpoint in {folder}/checkpoints", RESUME)
     assert lines(done.stderr) == [f"error: {place} cannot be written (File too large); {way_out}"]
     assert done.returncode == 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.reinforce import Advantages, Selector, log_prob, surrogate, train, update
+from agents.reinforce import Advantages, Joint, Selector, initial_selector, log_prob, surrogate, train, update
 from distill.checks import UserError
 from distill.settings import ReinforceSettings, RunSettings, parse
 
@@ -301,6 +301,12 @@ def test_an_update_is_one_step_up_the_surrogate_and_the_entropy(tiny):
         torch.testing.assert_close(ours, theirs)
 
 
+def train_from_all(env: Any, settings: ReinforceSettings, seed: int, writer: Any) -> Joint:
+    """Joint training from all teachers."""
+    start, fit = initial_selector(env.core, settings)
+    return train(env, settings, start, fit, seed, writer)
+
+
 class Recorder:
     """Stands in for TensorBoard's writer."""
 
@@ -316,16 +322,16 @@ def test_joint_training(tiny_config: Callable[..., dict[str, Any]], kind):
     from envs.teacher_select import TeacherSelectVectorEnv
 
     config = tiny_config(f"credit.name={kind}")
-    settings = ReinforceSettings(episodes=3, warmup=2)
+    settings = ReinforceSettings(start="all_on", episodes=3, warmup=2)
     outcome = []
     for _ in range(2):
         env = TeacherSelectVectorEnv(config=config, autoreset_mode="disabled")
         writer: Any = Recorder()
-        selector, learnt = train(env, settings, 7, writer)
-        dev, weights = learnt.joint
+        joint = train_from_all(env, settings, 7, writer)
+        selector, dev, weights = joint.kept.selector, joint.kept.best.dev, joint.kept.best.weights
         outcome.append((selector.state_dict(), weights))
-        assert learnt.seconds > 0
-        assert [point["episode"] for point in learnt.curve] == [0, 1, 2]
+        assert joint.elapsed > joint.spent > 0
+        assert [point["episode"] for point in joint.curve] == [0, 1, 2]
         assert selector.units.weight.abs().max() > 0  # it learnt something
         assert len(writer.seen["dev/accuracy"]) == len(writer.seen["episode/gain"]) == 3
         assert dev["accuracy"] == max(writer.seen["dev/accuracy"])
@@ -343,7 +349,8 @@ def test_the_warm_up_is_all_teachers_and_leaves_the_selector_as_it_is(tiny_confi
     done: list[np.ndarray] = []
     step = env.step
     monkeypatch.setattr(env, "step", lambda actions: (done.append(actions), step(actions))[1])
-    selector, _ = train(env, ReinforceSettings(episodes=1, warmup=6, lr=1.0), 7, Recorder())  # type: ignore[arg-type]
+    settings = ReinforceSettings(start="all_on", episodes=1, warmup=6, lr=1.0)
+    selector = train_from_all(env, settings, 7, Recorder()).kept.selector
     assert len(done) == 6
     assert all((actions == 1).all() for actions in done)
     assert (selector.units.weight == 0).all()
@@ -368,7 +375,7 @@ def test_a_measurement_answers_the_steps_since_the_last_one(tiny_config, monkeyp
     step = env.step
     monkeypatch.setattr(reinforce, "surrogate", spy)
     monkeypatch.setattr(env, "step", lambda actions: (done.append(actions), step(actions))[1])
-    train(env, ReinforceSettings(episodes=3, warmup=2), 7, Recorder())  # type: ignore[arg-type]
+    train_from_all(env, ReinforceSettings(start="all_on", episodes=3, warmup=2), 7, Recorder())
     assert {size for size, _ in taught} == {1}
     assert len(done) == 3 * 6
     measured = [t for t in range(18) if (t % 6 + 1) % every == 0 or t % 6 == 5]
@@ -387,12 +394,14 @@ def test_a_measurement_answers_the_steps_since_the_last_one(tiny_config, monkeyp
         ("joint", "stop"),
         ("lr", 0),
         ("lr", "fast"),
-        ("episodes", 0),
+        ("episodes", -1),
         ("episodes", 1.5),
         ("warmup", -1),
         ("baseline", 1.0),
         ("entropy", -0.1),
         ("schedule", "cosine"),
+        ("start", "nowhere"),
+        ("trust", -1.0),
         ("pull", 0.1),
         ("credit", "influence"),
         ("learning_rate", 0.1),

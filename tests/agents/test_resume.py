@@ -37,7 +37,7 @@ from distill.state import load_into, pack, state_of, unpack
 
 pytestmark = pytest.mark.faults
 
-SHORT = ("agent.episodes=2", "agent.warmup=2", "checkpoint_every=1")
+SHORT = ("agent.start=all_on", "agent.episodes=2", "agent.warmup=2", "checkpoint_every=1")
 # Gradient steps and teachers' passes of a run with an empty cache, first to last.
 PHASES = {"teachers": (1, 64), "signals": (65, 68), "warm start": (69, 72), "joint": (73, 84), "control": (85, 90)}
 LATER = {"student": (91, 96), "oracle": (97, 102), "results": (103, 116)}

@@ -32,11 +32,12 @@ def batch(**more) -> SimpleNamespace:
 def test_every_rule_trains_a_student(core, name):
     rule = rules.make_rule(name, core, 0)
     core.begin(0)
-    actions = rule(core.observe(), core.process.batch)
-    assert actions.shape == (B, K)
-    assert actions.dtype == np.float32
-    assert (actions >= 0).all()
-    assert np.isfinite(actions).all()
+    if not hasattr(rule, "train"):  # those train a student in their own way, and do not act
+        actions = rule(core.observe(), core.process.batch)
+        assert actions.shape == (B, K)
+        assert actions.dtype == np.float32
+        assert (actions >= 0).all()
+        assert np.isfinite(actions).all()
     run = follow(core, rules.make_rule(name, core, 0), 0, name)
     assert 0 <= run.tests["test"]["accuracy"] <= 1
     again = follow(core, rules.make_rule(name, core, 0), 0, name)
@@ -69,7 +70,15 @@ def test_random_rules_follow_their_seed(core):
 
 def test_best_single_has_the_lowest_loss(core):
     losses = np.array([[3.0, 1, 2], [0.1, 0.2, 0.3]], np.float32)
-    assert rules.BestSingle(core, 0)(np.empty(0), batch(teacher_losses=losses)).tolist() == [[0, 1, 0], [1, 0, 0]]
+    assert rules.BestSingle(core, 0)(np.empty(0), batch(teacher_losses=losses, answered=losses >= 0)).tolist() == [
+        [0, 1, 0],
+        [1, 0, 0],
+    ]
+    silent = losses > 0.15  # what a silent teacher seems to lose does not count
+    assert rules.BestSingle(core, 0)(np.empty(0), batch(teacher_losses=losses, answered=silent)).tolist() == [
+        [0, 1, 0],
+        [0, 1, 0],
+    ]
 
 
 def test_confidence_is_one_minus_a_softmax(core):
@@ -169,7 +178,7 @@ def test_the_oracle_knows_only_the_bundled_task(core):
     stranger = SimpleNamespace(
         process=SimpleNamespace(
             num_teachers=1,
-            task=SimpleNamespace(specialist=None, pools=[], name="mrpc"),
+            task=SimpleNamespace(owners=None, pools=[], name="mrpc"),
             settings=SimpleNamespace(teachers=SimpleNamespace(pool=[])),
         )
     )

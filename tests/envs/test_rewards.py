@@ -246,7 +246,10 @@ def test_paper_rewards_by_hand(name, expected):
     student = torch.tensor([[0.0, 0.0], [2 * math.log(3), 0.0], [2 * math.log(3), 0.0]])
     right, wrong = [2 * math.log(3), 0.0], [0.0, 2 * math.log(3)]
     soft = torch.tensor([[right, wrong]] * 3).div(2).softmax(-1)
-    batch: Any = SimpleNamespace(inputs={}, gold=torch.tensor([0, 0, 1]), soft_for=lambda actions: soft)
+    audible = lambda actions: actions.astype(np.float32)  # noqa: E731  all teachers answer
+    batch: Any = SimpleNamespace(
+        inputs={}, gold=torch.tensor([0, 0, 1]), soft_for=lambda actions: soft, audible=audible
+    )
     reward = object.__new__(REWARDS[name])
     reward.settings, reward.batches = RewardSettings(name=name, accuracy_weight=0.25), []
     reward.process = SimpleNamespace(
