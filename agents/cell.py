@@ -24,6 +24,7 @@ from agents import reinforce
 from agents.experiment import runs
 from agents.experiment.checkpoints import Checkpoints
 from agents.experiment.grid import CHOICES, RESULT, Cell
+from agents.experiment.heap import return_large_blocks
 from agents.experiment.interrupts import Interrupted, stop
 from agents.rules import RULES, find_rule, make_rule
 from distill import cache
@@ -161,6 +162,7 @@ def main() -> int:
     """Run the cell on standard input. Exit code 0: finished, 2: `error: ...` on stderr, 130 or 143: told to stop."""
     if len(sys.argv) > 1:  # the process id of the comparison that started this one
         _end_with(int(sys.argv[1]))
+    return_large_blocks()
     cell = Cell.from_json(sys.stdin.read())
     try:
         with stop.obeyed(), cache.writing(Path(cell.folder).parent, "set cells to a writable folder"):

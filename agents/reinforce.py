@@ -42,7 +42,7 @@ from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
 from distill.process import TrainingBatch
-from distill.selection import Fit, never_empty
+from distill.selection import Fit, as_weights, never_empty
 from distill.settings import ReinforceSettings, RunSettings
 from distill.state import Stateful
 from envs.core import Core
@@ -190,20 +190,23 @@ def update(
 
 
 class SelectorPolicy(Policy):
-    """A selector's most likely subsets, fixed.
+    """A selector, fixed.
 
     Args:
-        fill: whether a row without a chosen teacher that answers is taught by the most likely one. Without a label such a
-            row would teach nothing.
+        weights: give the probabilities of the units as weights of the teachers, so that every row is taught. Else give
+            the most likely subsets, as the paper does; an empty one leaves the row its label alone.
     """
 
-    def __init__(self, selector: Selector, fill: bool) -> None:
+    def __init__(self, selector: Selector, weights: bool) -> None:
         super().__init__(selector.greedy)
-        self.selector, self.fill = selector, fill
+        self.selector, self.weights = selector, weights
 
+    @torch.no_grad()
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
-        """Subsets `[B,K]`."""
-        return filled(self.selector, self.selector.greedy(states), states, batch) if self.fill else self.act(states)
+        """Subsets or weights `[B,K]`."""
+        if not self.weights:
+            return self.act(states)
+        return as_weights(torch.sigmoid(self.selector(torch.from_numpy(states))).numpy(), batch.answered)
 
 
 @torch.no_grad()
@@ -240,11 +243,6 @@ class Joint(Stateful):
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
-def always_taught(core: Core, fit: Fit | None) -> bool:
-    """Whether every row must have a teacher: from a fitted start, and where train has unlabelled rows."""
-    return fit is not None or not core.process.train_split.labelled.all()
-
-
 def initial_selector(core: Core, settings: ReinforceSettings) -> tuple[Selector, Fit | None]:
     """The selector before joint training, and the fit behind it; None where it starts at all teachers."""
     selector = Selector(core.observe.space.shape[0], core.process.num_teachers, settings.bias)
@@ -278,7 +276,7 @@ def train(
     selector = copy.deepcopy(start)
     optimizer = torch.optim.Adam(selector.parameters(), lr=settings.lr)
     credit = Advantages(settings.baseline, env.core.credit.by_row)
-    fill = always_taught(env.core, fit)
+    fill = runs.always_taught(env.core, fit)
     all_teachers = np.ones((env.num_envs, process.num_teachers), np.float32)
     at = Joint(runs.Best(process), runs.Selected(process), Kept(start, runs.Best(process), runs.Selected(process)))
 
@@ -418,21 +416,21 @@ def conclude_training(
     From all teachers, the fixed policy trains a new student, as in the paper. From a fitted start, the student of the
     fixed start competes with those of the joint episodes. The best on dev is kept; ties go to the start.
     """
-    kept, seconds, fill = joint.kept, joint.elapsed, always_taught(core, fit)
-    if not joint.episode:  # the start, fixed
-        return runs.Learnt(SelectorPolicy(start, fill), seconds, 0), start
+    kept, seconds, weights = joint.kept, joint.elapsed, runs.always_taught(core, fit)
+    if not joint.episode:  # the start, fixed; at all teachers it gives them all the same
+        return runs.Learnt(SelectorPolicy(start, weights and fit is not None), seconds, 0), start
     student = (kept.best.dev, kept.best.weights)
-    learnt = runs.Learnt(SelectorPolicy(kept.selector, fill), seconds, settings.joint_episodes, student, joint.curve)
+    learnt = runs.Learnt(SelectorPolicy(kept.selector, weights), seconds, settings.joint_episodes, student, joint.curve)
     learnt.step_seconds = joint.spent
     if fit is None:
         return learnt, kept.selector
-    fixed = runs.follow(core, SelectorPolicy(start, fill), seed, "start", checkpoints.stage("start"))
+    fixed = runs.follow(core, SelectorPolicy(start, weights), seed, "start", checkpoints.stage("start"))
     learnt.seconds += fixed.seconds
     metric = core.process.task.metric
     if kept.best.value > fixed.dev[metric]:
         learnt.final = runs.tested(core.process, kept.best, kept.selected, seconds)
         return learnt, kept.selector
-    learnt.final, learnt.rule = fixed, SelectorPolicy(start, fill)
+    learnt.final, learnt.rule = fixed, SelectorPolicy(start, weights)
     return learnt, start
 
 

@@ -28,7 +28,7 @@ from distill.checks import UserError, one_of
 from distill.losses import soft_labels
 from distill.models.engine import isolated_rng
 from distill.process import Distillation, TrainingBatch
-from distill.selection import fit_router, fit_selector
+from distill.selection import as_weights, fit_router, fit_selector
 from envs.core import Core
 from envs.credit import Influence
 from envs.labels import label_problem
@@ -306,7 +306,7 @@ class Oracle(Rule):
 
 
 class Likelihood(Rule):
-    """The selector fitted by likelihood, fixed: what REINFORCE starts from. All teachers where selecting shows no gain."""
+    """The most likely subsets of the selector fitted by likelihood. All teachers where selecting shows no gain."""
 
     summary = "selector fitted by the likelihood of the reward labels"
     labels = "reward"
@@ -324,14 +324,14 @@ class Likelihood(Rule):
 
 
 class LikelihoodWeights(Likelihood):
-    """The probabilities of the fitted selector as weights."""
+    """The probabilities of the fitted selector as weights: what REINFORCE starts from."""
 
     summary = "its probabilities as weights of the teachers"
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         if not self.fit.helps:
             return np.ones(batch.shape, np.float32)
-        return self.fit.probabilities(states).astype(np.float32)
+        return as_weights(self.fit.probabilities(states), batch.answered)
 
 
 class Router(Rule):

@@ -38,7 +38,8 @@ from agents.experiment.checkpoints import Checkpoints, report
 from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
-from distill.selection import Fit
+from distill.process import TrainingBatch
+from distill.selection import Fit, as_weights
 from distill.settings import SB3_DEFAULTS, RunSettings, SB3Settings
 from envs.core import Core
 from envs.credit import with_credit
@@ -136,17 +137,39 @@ def check_policy(model: BaseAlgorithm, settings: SB3Settings) -> None:
         raise UserError(f"the policy's weights are not finite numbers with agent.lr={settings.lr:g}; lower agent.lr")
 
 
-def fixed_rule(model: BaseAlgorithm, decode: Callable[[np.ndarray], np.ndarray]) -> Policy:
-    """The learnt policy without exploration. A Bernoulli unit at exactly one half is on, as in `agents/reinforce.py`."""
+class FixedPolicy(Policy):
+    """A learnt policy without exploration, as `agents.reinforce.SelectorPolicy` fixes its selector.
 
-    def choose(states: np.ndarray) -> np.ndarray:
-        if isinstance(model.policy, ActorCriticPolicy):
-            with torch.no_grad():
-                distribution: Any = model.policy.get_distribution(model.policy.obs_to_tensor(states)[0])
-                return (distribution.distribution.probs >= 0.5).float().numpy()
-        return np.asarray(decode(model.predict(states, deterministic=True)[0]), np.float32)
+    Args:
+        decode: from the algorithm's actions to subsets or weights `[B,K]`.
+        weights: give the probabilities of Bernoulli units as weights, so that every row is taught. An algorithm without
+            such units gives all teachers where it would choose none. Else a unit at one half or more is on.
+    """
 
-    return Policy(choose)
+    def __init__(self, model: BaseAlgorithm, decode: Callable[[np.ndarray], np.ndarray], weights: bool) -> None:
+        super().__init__(self._subsets)
+        self.model, self.decode, self.weights = model, decode, weights
+
+    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
+        """Subsets or weights `[B,K]`."""
+        if not self.weights:
+            return self._subsets(states)
+        if isinstance(self.model.policy, ActorCriticPolicy):
+            return as_weights(self._probabilities(states), batch.answered)
+        given = self._subsets(states)
+        return np.where(batch.audible(given).any(1, keepdims=True), given, np.float32(1))
+
+    def _subsets(self, states: np.ndarray) -> np.ndarray:
+        if isinstance(self.model.policy, ActorCriticPolicy):
+            return (self._probabilities(states) >= 0.5).astype(np.float32)
+        return np.asarray(self.decode(self.model.predict(states, deterministic=True)[0]), np.float32)
+
+    @torch.no_grad()
+    def _probabilities(self, states: np.ndarray) -> np.ndarray:
+        """Probability that each unit is on, `[B,K]`."""
+        policy: Any = self.model.policy
+        out: np.ndarray = policy.get_distribution(policy.obs_to_tensor(states)[0]).distribution.probs.numpy()
+        return out
 
 
 def learn(settings: RunSettings, folder: Path, checkpoints: Checkpoints | None = None) -> tuple[Core, runs.Learnt]:
@@ -190,7 +213,7 @@ def learn(settings: RunSettings, folder: Path, checkpoints: Checkpoints | None =
     # 3. What the run leaves behind.
     state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}
     save_file(state, folder / "policy.safetensors")
-    rule = fixed_rule(model, decode)
+    rule = FixedPolicy(model, decode, runs.always_taught(core, fit))
     return core, runs.Learnt(rule, fit_s + kept["seconds"], agent.joint_episodes, curve=kept["curve"])
 
 

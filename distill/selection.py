@@ -80,6 +80,20 @@ def never_empty(subsets: np.ndarray, scores: np.ndarray, answered: np.ndarray) -
     return out
 
 
+def as_weights(probabilities: np.ndarray, answered: np.ndarray) -> np.ndarray:
+    """Weights of the teachers, float32 `[N,K]`: their probabilities of being chosen, over the largest of the row.
+
+    Weights keep what a subset throws away, how sure the selector is. No row is empty unless nobody answers it.
+
+    Args:
+        probabilities: `[N,K]`.
+        answered: bool `[N,K]`: which teachers have an answer; the others get weight 0.
+    """
+    heard = np.where(answered, probabilities, 0.0)
+    out: np.ndarray = heard / np.maximum(heard.max(1, keepdims=True), 1e-30)
+    return out.astype(np.float32)
+
+
 class Problem:
     """Labelled instances as a one-step problem: the reward of every subset of the teachers.
 

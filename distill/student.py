@@ -105,7 +105,9 @@ class Student:
     def tokenize(self, texts: Sequence[tuple[str, ...]]) -> TokenizedSplit:
         """Texts in this model's tokens, on its device; `UserError` for a tokenizer of another model."""
         types = takes_token_types(self.model)
-        tokens = TokenizedSplit.build(texts, self.tokenizer, self.settings.max_length, self.device, types)
+        tokens = TokenizedSplit.build(
+            texts, self.tokenizer, self.settings.max_length, self.device, types, self.engine.multiple
+        )
         check_tokens(self.model, self.tokenizer, int(tokens.ids.max()))
         return tokens
 

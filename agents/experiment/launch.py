@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import configs
+from agents.experiment.heap import return_large_blocks
 from agents.experiment.help import help_text
 from agents.experiment.interrupts import Interrupted, stop
 from distill import parallel
@@ -42,6 +43,7 @@ def launch(run: Callable[[dict[str, Any]], None], config: str = "config") -> Non
     """Run `run(configuration)` with the command line's settings over those of `configs/<config>.yaml`."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's errors arrive here instead of being printed there
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return_large_blocks()
     if str(Path.cwd()) not in sys.path:  # import paths such as reward.name=my_module:MyReward may name a module here
         sys.path.append(str(Path.cwd()))
     arguments = sys.argv[1:]

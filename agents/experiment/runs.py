@@ -71,6 +71,11 @@ def fitted_start(core: Core, start: str) -> Fit | None:
     return None
 
 
+def always_taught(core: Core, fit: Fit | None) -> bool:
+    """Whether every row must have a teacher: from a fitted start, and where train has unlabelled rows."""
+    return fit is not None or not core.process.train_split.labelled.all()
+
+
 def start(config: Mapping[str, Any]) -> RunSettings:
     """Parse a script's configuration, once, and give torch the number of threads that it asks for."""
     settings = RunSettings.from_config(config)

@@ -28,6 +28,7 @@ class TokenizedSplit:
         pad_id: token id of padding.
         pad_type: token type of padding.
         left: whether padding goes on the left (XLNet).
+        multiple: batches are padded to a length that is a multiple of this, as far as some instance is that long.
     """
 
     ids: Tensor
@@ -36,6 +37,7 @@ class TokenizedSplit:
     pad_id: int
     pad_type: int
     left: bool
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         self.lengths = np.diff(self.offsets)
@@ -54,6 +56,7 @@ class TokenizedSplit:
         max_length: int,
         device: torch.device | str = "cpu",
         types: bool = True,
+        multiple: int = 1,
     ) -> TokenizedSplit:
         """Tokenise single texts or pairs of texts.
 
@@ -63,6 +66,7 @@ class TokenizedSplit:
             max_length: longest instance, in tokens. The longer text of a pair is cut first.
             device: where the tensors are kept.
             types: whether the model uses token types.
+            multiple: see the class.
         """
         ids: list[np.ndarray] = []
         kinds: list[np.ndarray] = []
@@ -87,17 +91,20 @@ class TokenizedSplit:
             # XLNet was trained with a separate token type for padding, which its tokenizer no longer reports.
             pad_type=3 if "XLNet" in type(tokenizer).__name__ else getattr(tokenizer, "pad_token_type_id", 0) or 0,
             left=tokenizer.padding_side == "left",
+            multiple=multiple,
         )
 
     def batch(self, rows: np.ndarray) -> Batch:
         """Padded model inputs of `rows` (int64 `[B]`).
 
         Returns:
-            `input_ids`, `attention_mask` and, for models that use them, `token_type_ids`; each int64 `[B, longest]`.
+            `input_ids`, `attention_mask` and, for models that use them, `token_type_ids`; each int64 `[B, length]`, as long as the
+            longest row or, with `multiple`, a little longer.
         """
         device = self.ids.device
         index = torch.from_numpy(np.asarray(rows, np.int64)).to(device, non_blocking=True)
         longest = int(self.lengths[rows].max())
+        longest = min(-(-longest // self.multiple) * self.multiple, len(self._columns))
         columns = self._columns[:longest].expand(len(rows), longest)
         sizes = self._sizes[index, None]
         if self.left:

@@ -113,7 +113,9 @@ class TransformerEncoder:
             self._model = load_encoder(self.folder, "encoder").to(self.engine.device)
         if self._prepared is None or self._prepared[0] != split.fingerprint:
             tokenizer, types = load_tokenizer(self.folder, "encoder"), takes_token_types(self._model)
-            tokens = TokenizedSplit.build(split.texts, tokenizer, self.settings.max_length, self.engine.device, types)
+            tokens = TokenizedSplit.build(
+                split.texts, tokenizer, self.settings.max_length, self.engine.device, types, self.engine.multiple
+            )
             check_tokens(self._model, tokenizer, int(tokens.ids.max()))
             self._prepared = split.fingerprint, tokens
         return self._prepared[1]

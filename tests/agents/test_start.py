@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import expit
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents import sb3
@@ -21,7 +22,7 @@ from agents.experiment import runs
 from agents.reinforce import Selector, SelectorPolicy, divergence, initial_selector
 from agents.rules import RULES, make_rule
 from distill.checks import RoleError, UserError
-from distill.selection import Fit, fit_selector
+from distill.selection import Fit, as_weights, fit_selector
 from distill.settings import ReinforceSettings, RunSettings, SB3Settings
 from envs.core import Core
 from envs.labels import label_problem
@@ -107,7 +108,7 @@ def test_algorithms_start_where_reinforce_does(tiny_config: Make, core: Core, na
     fit = made_up(core)
     assert sb3.start_at(model, fit)
     states = np.random.default_rng(1).random((50, core.observe.space.shape[0]), np.float32)
-    chosen = sb3.fixed_rule(model, decode).act(states)
+    chosen = sb3.FixedPolicy(model, decode, weights=False).act(states)
     assert (chosen == (fit.probabilities(states) >= 0.5)).all()
 
 
@@ -124,15 +125,24 @@ def test_the_divergence_is_that_of_bernoulli_units() -> None:
     assert divergence(torch.logit(p), torch.logit(p)) == pytest.approx(0, abs=1e-7)
 
 
-def test_a_row_without_a_choice_gets_the_likeliest_teacher(core: Core) -> None:
+def test_a_fixed_policy_gives_probabilities_as_weights_or_its_likeliest_subset(core: Core) -> None:
     selector = Selector(core.observe.space.shape[0], core.process.num_teachers, bias=-1.0)
     with torch.no_grad():
         selector.units.bias[2] = -0.5
     states = core.begin(0)
-    assert core.process.batch is not None
-    filled = SelectorPolicy(selector, fill=True)(states, core.process.batch)
-    assert filled.tolist() == [[0, 0, 1, 0]] * len(states)
-    assert not SelectorPolicy(selector, fill=False)(states, core.process.batch).any()
+    batch = core.process.batch
+    assert batch is not None
+    weights = SelectorPolicy(selector, weights=True)(states, batch)
+    p = expit(np.array([-1.0, -1.0, -0.5, -1.0]))
+    np.testing.assert_allclose(weights, np.tile(p / p[2], (len(states), 1)), rtol=1e-6)
+    assert not SelectorPolicy(selector, weights=False)(states, batch).any()
+
+
+def test_weights_leave_out_teachers_that_do_not_answer() -> None:
+    answered = np.array([[True, False, True], [False, False, False]])
+    weights = as_weights(np.array([[0.2, 0.9, 0.4], [0.5, 0.5, 0.5]]), answered)
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights, [[0.5, 0, 1], [0, 0, 0]], rtol=1e-6)
 
 
 # --- rules and controls -----------------------------------------------------------------------------------------------
@@ -153,7 +163,7 @@ def test_fitted_rules_choose_what_their_fit_says(core: Core) -> None:
     for name in ("likelihood", "likelihood_weights"):
         rules[name].fit = made_up(core)
     p = made_up(core).probabilities(states)
-    assert np.allclose(rules["likelihood_weights"](states, batch), p, atol=1e-6)
+    assert np.allclose(rules["likelihood_weights"](states, batch), p / p.max(1, keepdims=True), atol=1e-6)
     assert (rules["likelihood"](states, batch)[(p >= 0.5).any(1)] == (p >= 0.5)[(p >= 0.5).any(1)]).all()
     for name in ("likelihood", "likelihood_weights"):
         rules[name].fit = made_up(core, helps=False)
