@@ -4,6 +4,7 @@ A table stands between `<!-- KIND: FILE ... -->` and `<!-- end -->`. The kinds:
 
     table     all agents of a comparison, with its facts and its command
     chosen    only the agents named after the file
+    selector  all agents, with the labels they have used and what the whole job costs; then the learnt ones against the rules
     credit    REINFORCE under each credit and reward
     real      one line a comparison: the policy, labels alone and the ceiling against all teachers
     folds     cross-fitted rows against the control with the same folds
@@ -29,10 +30,11 @@ from typing import Any
 import numpy as np
 
 from agents.experiment import stats
+from agents.experiment.tables import against_baselines
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCS = ("results", "results-appendix", "credit", "performance", "reliability")
+DOCS = ("results", "results-appendix", "selector", "credit", "performance", "reliability")
 PAGES = (*(ROOT / "docs" / f"{name}.md" for name in DOCS), ROOT / "README.md")
 # Settings that were renamed or deleted after commit 5904256. Results that name them were measured there or earlier.
 OLD_SETTINGS = re.compile(r"agent\.(credit|pull)=|reward\.(credit|center|horizon|direction_\w+)=")
@@ -90,6 +92,26 @@ def chosen(results: dict[str, Any], *names: str) -> str:
         gain = difference(row.get(f"difference_{metric}"), 100, "+.1f")
         lines.append(line(f"`{row['agent']}`", f"{row['mean']:.3f}", gain, "" if p is None else f"{p:.3f}"))
     return "\n".join(lines)
+
+
+def selector(results: dict[str, Any]) -> str:
+    """All agents with their labels and costs, then every learnt agent against the strong rules."""
+    test, metric = results["tests"][0], results["metric"]
+    seeds = len(results["seeds"])
+    columns = "agent", "labels", f"test {metric}", f"points over all teachers [95 %], {seeds} seeds"
+    lines = head(*columns, "test loss, nats over all teachers [95 %]", "whole job")
+    for row in results["tables"][test]:
+        gain, loss = (row.get(f"difference_{name}") for name in (metric, "loss"))
+        job = f"{row['whole_job']:.1f}" if "whole_job" in row else ""
+        named = f"`{row['agent']}`", row["labels"], f"{row['mean']:.3f}"
+        lines.append(line(*named, difference(gain, 100, "+.1f"), difference(loss, 1, "+.3f"), job))
+    pairs = against_baselines(results["cells"], test)
+    if pairs:
+        lines += ["", *head("agent", "against", "points [95 %]", "seeds")]
+    for pair in pairs:
+        gain = difference(pair[f"difference_{metric}"], 100, "+.2f")
+        lines.append(line(f"`{pair['agent']}`", f"`{pair['baseline']}`", gain, len(pair["seeds"])))
+    return "\n".join([*lines, "", "```", results["reproduce"], "```"])
 
 
 def real(*comparisons: dict[str, Any]) -> str:
@@ -273,6 +295,7 @@ def scale(results: dict[str, Any]) -> str:
 KINDS: dict[str, Callable[..., str]] = {
     "table": comparison,
     "chosen": chosen,
+    "selector": selector,
     "real": real,
     "credit": credit,
     "teachers": teachers,

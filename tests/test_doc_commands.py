@@ -71,6 +71,8 @@ def desk(tmp_path_factory) -> Path:
         texts = [f"the {'battery' if i % 3 else 'room'} was {'good' if i % 2 else 'dull'}" for i in range(count)]
         frame = pd.DataFrame({"review": texts, "stars": ["good" if i % 2 else "bad" for i in range(count)]})
         frame.to_csv(folder / f"{name}.csv", index=False)
+    more = [f"the {'room' if i % 3 else 'battery'} was not {'good' if i % 2 else 'dull'}" for i in range(30)]
+    pd.DataFrame({"review": more}).to_csv(folder / "more.csv", index=False)
     vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
     core = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer = transformers.BertTokenizer(vocab=core.get_vocab())
