@@ -27,7 +27,7 @@ from agents.experiment.grid import CHOICES, RESULT, Cell
 from agents.experiment.heap import return_large_blocks
 from agents.experiment.interrupts import Interrupted, stop
 from agents.rules import RULES, find_rule, make_rule
-from distill import cache
+from distill import cache, preflight
 from distill.checks import UserError, one_of
 from distill.settings import SB3_DEFAULTS, RunSettings
 from envs.core import Core
@@ -124,6 +124,9 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         },
         "reproduce": cell.reproduce,
     }
+    if cell.name == "control":  # once a seed is enough
+        check = preflight.of_pool(process.prepared)
+        result["preflight"] = None if check is None else check.facts()
     _write_choices(core, done, folder)
     files = {CHOICES: cache.file_sha256(folder / CHOICES)}
     cache.write_json(folder / RESULT, cache.sealed(result | {"files": files}))

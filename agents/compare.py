@@ -116,6 +116,8 @@ def run(config: dict[str, Any]) -> None:
         seeds = len(comparison["seeds"])
         print_rows(rows, f"{comparison['task']}, {test}, {seeds} seeds: paired differences to all teachers")
         print_against(comparison["against"][test], comparison["metric"])
+    if comparison["preflight"]:
+        print(f"before training, the labels said: {comparison['preflight']['sentence']}")
     cache.write_json(folder / "comparison.json", comparison)
     write_csv(folder / "comparison.csv", [row for rows in tables.values() for row in rows])
     if settings.report:
@@ -131,13 +133,14 @@ def compared(cells: Sequence[Cell], results: Sequence[dict[str, Any]], errors: d
     """The content of comparison.json."""
     first = results[0]
     shared = ("task", "metric", "tests", "data", "teachers", "device", "threads", "amp", "fast")
-    left_out = ("tests", "teachers", "data", "curve", "selection_curve", "joint_curve")
+    left_out = ("preflight", "tests", "teachers", "data", "curve", "selection_curve", "joint_curve")
     return {
         "schema": runs.SCHEMA,
         **{key: first[key] for key in shared},
         "seeds": sorted({c.seed for c in cells}),
         "tables": {test: summarise(results, test) for test in first["tests"]},
         "against": {test: against_baselines(results, test) for test in first["tests"]},
+        "preflight": next((r["preflight"] for r in results if r.get("preflight")), None),
         "failed": errors,
         "cells": [{k: r[k] for k in r if k not in left_out} for r in results],
         "reproduce": reproduce_line("agents/compare.py", keys_changing("nothing")),

@@ -20,6 +20,7 @@ from functools import cached_property
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
+from threadpoolctl import threadpool_limits
 
 EXACT = 8  # teachers up to which all 2^K subsets are enumerated
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -39,6 +40,7 @@ class Fit:
         gain: mean held-out log-likelihood over that of all teachers, nats.
         error: its standard error, nats.
         penalty: the ridge penalty that cross-validation chose.
+        held_out: `[R,K]`, the probabilities on every instance by the units that cross-validation fitted without it.
     """
 
     weights: np.ndarray
@@ -46,6 +48,7 @@ class Fit:
     gain: float
     error: float
     penalty: float
+    held_out: np.ndarray | None = None
 
     @property
     def helps(self) -> bool:
@@ -186,6 +189,7 @@ def standard_scale(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return states.mean(0), np.where(spread < 1e-8, np.inf, spread)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # products this small lose by threads, by a factor of 50 beside other work
 def fit_selector(problem: Problem, seed: int = 0) -> Fit:
     """K logistic units of the largest penalised expected reward.
 
@@ -195,19 +199,20 @@ def fit_selector(problem: Problem, seed: int = 0) -> Fit:
     mean, spread = standard_scale(problem.states)
     scaled = replace_states(problem, (problem.states - mean) / spread)
     fold = np.random.default_rng(seed).permutation(len(problem)) % FOLDS
-    gains = {penalty: np.empty(len(problem)) for penalty in PENALTIES}
+    logits = {penalty: np.empty(problem.gold.shape) for penalty in PENALTIES}
     for f in range(FOLDS):
         train, held = scaled.take(fold != f), scaled.take(fold == f)
         start = None
         for penalty in sorted(PENALTIES, reverse=True):  # a strong penalty is a good start for a weaker one
             start = _solve(train, penalty, start)
             weights, bias = start
-            gains[penalty][fold == f] = held.expected(held.states @ weights + bias)[0] - held.everyone
+            logits[penalty][fold == f] = held.states @ weights + bias
+    gains = {penalty: problem.expected(out)[0] - problem.everyone for penalty, out in logits.items()}
     best = max(PENALTIES, key=lambda c: float(gains[c].mean()))
     weights, bias = _solve(scaled, best, None)
     weights = weights / spread[:, None]
     error = float(gains[best].std() / np.sqrt(len(problem)))
-    return Fit(weights, bias - mean @ weights, float(gains[best].mean()), error, best)
+    return Fit(weights, bias - mean @ weights, float(gains[best].mean()), error, best, expit(logits[best]))
 
 
 def replace_states(problem: Problem, states: np.ndarray) -> Problem:
@@ -263,6 +268,7 @@ def _ascend(objective: Objective, flat: np.ndarray, steps: int = 100, rate: floa
 RIDGES = tuple(np.logspace(-4, 0, 5))  # inverse strengths of the router's penalty
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit_router(states: np.ndarray, right: np.ndarray, answered: np.ndarray | None = None, seed: int = 0) -> Fit:
     """For each teacher a logistic regression of being right, by scikit-learn.
 

@@ -34,6 +34,7 @@ ORDER = {
         ("distill.teachers",),
         ("distill.selection",),
         ("distill.process",),
+        ("distill.preflight",),
         ("distill.teachers.__main__",),
     ),
     "envs": (

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from agents.experiment.checkpoints import Checkpoints, Stage, report
 from agents.experiment.launch import reproduce_line, run_folder
+from distill import preflight
 from distill.cache import whole_folder, write_json, write_whole
 from distill.losses import label_loss
 from distill.process import Distillation, TrainingBatch
@@ -343,6 +344,8 @@ def conclude(
         "examples_per_s": steps * core.batch_size / learnt.step_seconds if learnt.step_seconds else None,
         "floor_examples_per_s": floor_examples_per_s(process, seed),
     }
+    check = preflight.of_pool(process.prepared)
+    results["preflight"] = None if check is None else check.facts()
     results["reproduce"] = reproduce_line(script, keys_changing("nothing"))
     process.student.restore(student.weights)
     with whole_folder(folder / "student") as place:
@@ -350,6 +353,8 @@ def conclude(
     write_run(folder, settings, results)
     checkpoints.finish()
     print_table(results, process, ("joint", "oracle"))
+    if check is not None:
+        print(f"before training, the labels said: {check.sentence}")
     print(f"written to {folder}")
     return results
 

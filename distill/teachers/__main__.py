@@ -1,7 +1,9 @@
-"""`python -m distill.teachers [GROUP=OPTION ...] [KEY=VALUE ...]`: fine-tune a pool of teachers and print how good they are.
+"""`python -m distill.teachers [GROUP=OPTION ...] [KEY=VALUE ...]`: prepare a pool of teachers; say how good it is and what choosing can gain.
 
 Fine-tunes the configured teachers, stores their signals, and prints the metrics of each teacher and of their averaged
-probabilities. Everything is kept in the cache, so that later runs start at once. For example:
+probabilities. Then it compares, on the labels of the reward split and before any student is trained, all teachers, the best
+single one, fixed weights, the most confident one and a selector per instance, and says in one sentence what to use.
+Everything is kept in the cache, so that later runs start at once. For example:
 
     python -m distill.teachers task=mrpc teachers=fresh
     python -m distill.teachers task=bundled teachers.folds=4 threads=2
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"{unknown[0]} is not known; give settings as KEY=VALUE, --help shows examples")
         prepared = _prepare(given)
         scores = prepared.teacher_scores()
+        check = _check(prepared)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -53,7 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if parallel.is_first():  # of several processes, one prints
         print_table(scores, ("train", "dev", *prepared.task.tests))
+        print("\n".join(check))
     return 0
+
+
+def _check(prepared: Prepared) -> list[str]:
+    """Whether choosing can help, as lines of text."""
+    from distill import preflight
+
+    check = preflight.of_pool(prepared)
+    return [] if check is None else preflight.lines(check)
 
 
 def _prepare(overrides: Sequence[str]) -> Prepared:

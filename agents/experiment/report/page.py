@@ -128,6 +128,7 @@ def render(
         tables=tables,
         cards=cards(comparison),
         explorer=instances,
+        check=comparison.get("preflight"),
         plotly=get_plotlyjs(),
     )
 
