@@ -252,7 +252,8 @@ def lines(check: Preflight) -> list[str]:
         gains = ["", ""]
         if choice.name != "average":
             gains = [
-                f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" for mean, low, high in (choice.gain_accuracy, choice.gain_loglik)
+                f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+                for mean, low, high in (choice.gain_accuracy, choice.gain_loglik)
             ]
         out.append(f"{choice.name:16s} {choice.accuracy:9.3f} {gains[0]:>26s} {choice.loglik:15.3f} {gains[1]:>26s}")
     shares = f"two teachers agree: {check.agreement:.1%}; at least one is right: {check.any_right:.1%}; all are: {check.all_right:.1%}"

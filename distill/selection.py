@@ -189,7 +189,9 @@ def standard_scale(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return states.mean(0), np.where(spread < 1e-8, np.inf, spread)
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # products this small lose by threads, by a factor of 50 beside other work
+@threadpool_limits.wrap(
+    limits=1, user_api="blas"
+)  # products this small lose by threads, by a factor of 50 beside other work
 def fit_selector(problem: Problem, seed: int = 0) -> Fit:
     """K logistic units of the largest penalised expected reward.
 

@@ -19,7 +19,15 @@ from agents.experiment import stats
 from distill import cache
 
 # What a learnt agent is compared with beside the control.
-BASELINES = ("router", "likelihood", "likelihood_weights", "most_confident", "reward_labels", "control_plus_labels", "oracle")
+BASELINES = (
+    "router",
+    "likelihood",
+    "likelihood_weights",
+    "most_confident",
+    "reward_labels",
+    "control_plus_labels",
+    "oracle",
+)
 Cells = Mapping[int, Mapping[str, Any]]  # results of one agent, by seed
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import configs
 from distill import preflight as module
-from distill.preflight import FEWEST, Preflight, fixed_weights, lines, mixed, of_pool, preflight
+from distill.preflight import Preflight, fixed_weights, lines, mixed, of_pool, preflight
 from distill.process import Prepared
 from distill.selection import FLOOR
 from distill.settings import RunSettings
@@ -125,9 +125,13 @@ def test_the_numbers_do_not_depend_on_the_order_of_the_teachers() -> None:
         assert row(here, name).loglik == pytest.approx(row(there, name).loglik, abs=1e-9)
 
 
-def test_few_labels_say_nothing(tiny_config) -> None:
-    settings = RunSettings.from_config(tiny_config(f"task.reward_size={FEWEST - 1}", "reward.size=8"))
-    assert of_pool(Prepared.of(settings).load()) is None
+def test_few_labels_say_nothing(tiny_config, monkeypatch) -> None:
+    prepared = Prepared.of(RunSettings.from_config(tiny_config())).load()
+    labels = len(prepared.task.splits["reward"])
+    monkeypatch.setattr(module, "FEWEST", labels)
+    assert of_pool(prepared) is not None
+    monkeypatch.setattr(module, "FEWEST", labels + 1)
+    assert of_pool(prepared) is None
 
 
 def test_the_command_prints_the_table_and_the_sentence(tiny_overrides, capsys) -> None:
