@@ -189,29 +189,27 @@ def standard_scale(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return states.mean(0), np.where(spread < 1e-8, np.inf, spread)
 
 
-@threadpool_limits.wrap(
-    limits=1, user_api="blas"
-)  # products this small lose by threads, by a factor of 50 beside other work
 def fit_selector(problem: Problem, seed: int = 0) -> Fit:
     """K logistic units of the largest penalised expected reward.
 
     The states are standardised for the fit; the returned weights are for the states as they are. The penalty with the best
     cross-validated reward is used.
     """
-    mean, spread = standard_scale(problem.states)
-    scaled = replace_states(problem, (problem.states - mean) / spread)
-    fold = np.random.default_rng(seed).permutation(len(problem)) % FOLDS
-    logits = {penalty: np.empty(problem.gold.shape) for penalty in PENALTIES}
-    for f in range(FOLDS):
-        train, held = scaled.take(fold != f), scaled.take(fold == f)
-        start = None
-        for penalty in sorted(PENALTIES, reverse=True):  # a strong penalty is a good start for a weaker one
-            start = _solve(train, penalty, start)
-            weights, bias = start
-            logits[penalty][fold == f] = held.states @ weights + bias
-    gains = {penalty: problem.expected(out)[0] - problem.everyone for penalty, out in logits.items()}
-    best = max(PENALTIES, key=lambda c: float(gains[c].mean()))
-    weights, bias = _solve(scaled, best, None)
+    with one_thread():
+        mean, spread = standard_scale(problem.states)
+        scaled = replace_states(problem, (problem.states - mean) / spread)
+        fold = np.random.default_rng(seed).permutation(len(problem)) % FOLDS
+        logits = {penalty: np.empty(problem.gold.shape) for penalty in PENALTIES}
+        for f in range(FOLDS):
+            train, held = scaled.take(fold != f), scaled.take(fold == f)
+            start = None
+            for penalty in sorted(PENALTIES, reverse=True):  # a strong penalty is a good start for a weaker one
+                start = _solve(train, penalty, start)
+                weights, bias = start
+                logits[penalty][fold == f] = held.states @ weights + bias
+        gains = {penalty: problem.expected(out)[0] - problem.everyone for penalty, out in logits.items()}
+        best = max(PENALTIES, key=lambda c: float(gains[c].mean()))
+        weights, bias = _solve(scaled, best, None)
     weights = weights / spread[:, None]
     error = float(gains[best].std() / np.sqrt(len(problem)))
     return Fit(weights, bias - mean @ weights, float(gains[best].mean()), error, best, expit(logits[best]))
@@ -220,6 +218,11 @@ def fit_selector(problem: Problem, seed: int = 0) -> Fit:
 def replace_states(problem: Problem, states: np.ndarray) -> Problem:
     """The same problem with other states `[R,F]`."""
     return Problem(states, problem.gold, problem.right, problem.answered)
+
+
+def one_thread() -> threadpool_limits:
+    """BLAS uses one thread inside: products this small lose by more, and by a factor of 40 beside other work."""
+    return threadpool_limits(limits=1, user_api="blas")
 
 
 def _solve(
@@ -270,7 +273,6 @@ def _ascend(objective: Objective, flat: np.ndarray, steps: int = 100, rate: floa
 RIDGES = tuple(np.logspace(-4, 0, 5))  # inverse strengths of the router's penalty
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit_router(states: np.ndarray, right: np.ndarray, answered: np.ndarray | None = None, seed: int = 0) -> Fit:
     """For each teacher a logistic regression of being right, by scikit-learn.
 
@@ -300,8 +302,9 @@ def fit_router(states: np.ndarray, right: np.ndarray, answered: np.ndarray | Non
             hits += int(right[held, score.argmax(1)].sum())
         return hits / len(rows)
 
-    best = max(RIDGES, key=routed)
-    weights, bias = _logistic(scaled, right, answered, best)
+    with one_thread():
+        best = max(RIDGES, key=routed)
+        weights, bias = _logistic(scaled, right, answered, best)
     weights = weights / spread[:, None]
     return Fit(weights, bias - mean @ weights, np.nan, np.nan, 1 / best)
 
