@@ -42,7 +42,7 @@ from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
 from distill.process import TrainingBatch
-from distill.selection import Fit, as_weights, never_empty
+from distill.selection import Fit, never_empty
 from distill.settings import ReinforceSettings, RunSettings
 from distill.state import Stateful
 from envs.core import Core
@@ -193,20 +193,18 @@ class SelectorPolicy(Policy):
     """A selector, fixed.
 
     Args:
-        weights: give the probabilities of the units as weights of the teachers, so that every row is taught. Else give
-            the most likely subsets, as the paper does; an empty one leaves the row its label alone.
+        form: what it gives, see `agents.experiment.runs.final_form`.
     """
 
-    def __init__(self, selector: Selector, weights: bool) -> None:
+    def __init__(self, selector: Selector, form: str) -> None:
         super().__init__(selector.greedy)
-        self.selector, self.weights = selector, weights
+        self.selector, self.form = selector, form
 
     @torch.no_grad()
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         """Subsets or weights `[B,K]`."""
-        if not self.weights:
-            return self.act(states)
-        return as_weights(torch.sigmoid(self.selector(torch.from_numpy(states))).numpy(), batch.answered)
+        probabilities = torch.sigmoid(self.selector(torch.from_numpy(states))).numpy()
+        return runs.fixed_actions(self.form, probabilities, batch.answered)
 
 
 @torch.no_grad()
@@ -416,21 +414,21 @@ def conclude_training(
     From all teachers, the fixed policy trains a new student, as in the paper. From a fitted start, the student of the
     fixed start competes with those of the joint episodes. The best on dev is kept; ties go to the start.
     """
-    kept, seconds, weights = joint.kept, joint.elapsed, runs.always_taught(core, fit)
+    kept, seconds, form = joint.kept, joint.elapsed, runs.final_form(core, fit)
     if not joint.episode:  # the start, fixed; at all teachers it gives them all the same
-        return runs.Learnt(SelectorPolicy(start, weights and fit is not None), seconds, 0), start
+        return runs.Learnt(SelectorPolicy(start, "subsets" if fit is None else form), seconds, 0), start
     student = (kept.best.dev, kept.best.weights)
-    learnt = runs.Learnt(SelectorPolicy(kept.selector, weights), seconds, settings.joint_episodes, student, joint.curve)
+    learnt = runs.Learnt(SelectorPolicy(kept.selector, form), seconds, settings.joint_episodes, student, joint.curve)
     learnt.step_seconds = joint.spent
     if fit is None:
         return learnt, kept.selector
-    fixed = runs.follow(core, SelectorPolicy(start, weights), seed, "start", checkpoints.stage("start"))
+    fixed = runs.follow(core, SelectorPolicy(start, form), seed, "start", checkpoints.stage("start"))
     learnt.seconds += fixed.seconds
     metric = core.process.task.metric
     if kept.best.value > fixed.dev[metric]:
         learnt.final = runs.tested(core.process, kept.best, kept.selected, seconds)
         return learnt, kept.selector
-    learnt.final, learnt.rule = fixed, SelectorPolicy(start, weights)
+    learnt.final, learnt.rule = fixed, SelectorPolicy(start, form)
     return learnt, start
 
 

@@ -28,7 +28,7 @@ from distill.checks import UserError, one_of
 from distill.losses import soft_labels
 from distill.models.engine import isolated_rng
 from distill.process import Distillation, TrainingBatch
-from distill.selection import as_weights, fit_router, fit_selector
+from distill.selection import fit_router, fit_selector
 from envs.core import Core
 from envs.credit import Influence
 from envs.labels import label_problem
@@ -308,30 +308,27 @@ class Oracle(Rule):
 class Likelihood(Rule):
     """The most likely subsets of the selector fitted by likelihood. All teachers where selecting shows no gain."""
 
-    summary = "selector fitted by the likelihood of the reward labels"
+    summary = "selector fitted by the likelihood of the reward labels: its most likely subsets"
     labels = "reward"
     reads = ("observation",)
     needs_states = True
+    weighted = False
 
     def __init__(self, core: Core, seed: int) -> None:
         super().__init__(core, seed)
-        self.fit = fit_selector(label_problem(core))
+        self.fit = fit_selector(label_problem(core), forms=[self.weighted])
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         if not self.fit.helps:
             return np.ones(batch.shape, np.float32)
-        return self.fit.subsets(states, batch.answered)
+        return self.fit.choose(states, batch.answered)
 
 
 class LikelihoodWeights(Likelihood):
-    """The probabilities of the fitted selector as weights: what REINFORCE starts from."""
+    """The same fit, with its probabilities as weights of the teachers."""
 
-    summary = "its probabilities as weights of the teachers"
-
-    def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
-        if not self.fit.helps:
-            return np.ones(batch.shape, np.float32)
-        return as_weights(self.fit.probabilities(states), batch.answered)
+    summary = "selector fitted by the likelihood of the reward labels: its probabilities as weights"
+    weighted = True
 
 
 class Router(Rule):

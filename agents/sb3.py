@@ -39,7 +39,7 @@ from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
 from distill.process import TrainingBatch
-from distill.selection import Fit, as_weights
+from distill.selection import Fit
 from distill.settings import SB3_DEFAULTS, RunSettings, SB3Settings
 from envs.core import Core
 from envs.credit import with_credit
@@ -142,21 +142,21 @@ class FixedPolicy(Policy):
 
     Args:
         decode: from the algorithm's actions to subsets or weights `[B,K]`.
-        weights: give the probabilities of Bernoulli units as weights, so that every row is taught. An algorithm without
-            such units gives all teachers where it would choose none. Else a unit at one half or more is on.
+        form: what Bernoulli units give, see `agents.experiment.runs.final_form`. Other algorithms give their own actions,
+            and all teachers where every row must be taught and they would choose none.
     """
 
-    def __init__(self, model: BaseAlgorithm, decode: Callable[[np.ndarray], np.ndarray], weights: bool) -> None:
+    def __init__(self, model: BaseAlgorithm, decode: Callable[[np.ndarray], np.ndarray], form: str) -> None:
         super().__init__(self._subsets)
-        self.model, self.decode, self.weights = model, decode, weights
+        self.model, self.decode, self.form = model, decode, form
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         """Subsets or weights `[B,K]`."""
-        if not self.weights:
-            return self._subsets(states)
         if isinstance(self.model.policy, ActorCriticPolicy):
-            return as_weights(self._probabilities(states), batch.answered)
+            return runs.fixed_actions(self.form, self._probabilities(states), batch.answered)
         given = self._subsets(states)
+        if self.form == "subsets":
+            return given
         return np.where(batch.audible(given).any(1, keepdims=True), given, np.float32(1))
 
     def _subsets(self, states: np.ndarray) -> np.ndarray:
@@ -213,7 +213,7 @@ def learn(settings: RunSettings, folder: Path, checkpoints: Checkpoints | None =
     # 3. What the run leaves behind.
     state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}
     save_file(state, folder / "policy.safetensors")
-    rule = FixedPolicy(model, decode, runs.always_taught(core, fit))
+    rule = FixedPolicy(model, decode, runs.final_form(core, fit))
     return core, runs.Learnt(rule, fit_s + kept["seconds"], agent.joint_episodes, curve=kept["curve"])
 
 

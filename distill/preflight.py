@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from distill.process import Prepared
-from distill.selection import FLOOR, Problem, as_weights, fit_selector
+from distill.selection import FLOOR, Problem, fit_selector
 from distill.teachers.calibrate import fit_temperature
 
 FOLDS = 5
@@ -143,11 +143,11 @@ def _weights(
     gold = probs[rows, :, labels]
     out = {"average": everyone, **{name: np.zeros(heard.shape) for name in ("best single", "fixed weights")}}
     out["most confident"] = np.eye(teachers)[np.where(heard, probs.max(2), -1).argmax(1)]
-    # The fit has judged every instance without it. Only its penalty was chosen on all of them.
+    # The fit has judged every instance without it. Only its penalty and its form were chosen on all of them.
     fit = fit_selector(Problem(states, gold, answered=heard))
     out["selector"] = everyone  # where selecting shows no gain, the agents start at all teachers
     if fit.helps and fit.held_out is not None:
-        out["selector"] = as_weights(fit.held_out, heard)
+        out["selector"] = fit.held_out.astype(float)
     fold = rng.permutation(count) % FOLDS
     for f in range(FOLDS):
         train, held = fold != f, fold == f

@@ -7,13 +7,15 @@ instance j: the log-likelihood of its label under the mean of the chosen teacher
 
 The fit maximises `mean_j E_{a ~ pi(s_j)} R_j(a)` minus a ridge penalty. This is the policy gradient of a one-step problem
 whose reward needs no student. Up to `EXACT` teachers the expectation runs over all subsets; beyond, its gradient is
-estimated by the Rao-Blackwellised form over sampled subsets. The penalty is chosen by cross-validation, and so is
-whether to select at all: `Fit.helps` is false where the gain over all teachers does not exceed its standard error.
+estimated by the Rao-Blackwellised form over sampled subsets. What is used in the end is one choice for each instance: the
+most likely subset, or the probabilities as weights. Cross-validation of that choice's reward decides three things: the
+penalty, the form, and whether to select at all. `Fit.helps` is false where the gain over all teachers does not exceed its
+standard error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,10 +39,11 @@ class Fit:
 
     Attributes:
         weights: `[F,K]`. bias: `[K]`.
-        gain: mean held-out log-likelihood over that of all teachers, nats.
+        gain: mean held-out reward of `choose` over that of all teachers, nats.
         error: its standard error, nats.
         penalty: the ridge penalty that cross-validation chose.
-        held_out: `[R,K]`, the probabilities on every instance by the units that cross-validation fitted without it.
+        weighted: whether `choose` gives weights; else subsets.
+        held_out: `[R,K]`, the choice for every instance by the units that cross-validation fitted without it.
     """
 
     weights: np.ndarray
@@ -48,6 +51,7 @@ class Fit:
     gain: float
     error: float
     penalty: float
+    weighted: bool = False
     held_out: np.ndarray | None = None
 
     @property
@@ -60,10 +64,14 @@ class Fit:
         out: np.ndarray = expit(states @ self.weights + self.bias)
         return out
 
-    def subsets(self, states: np.ndarray, answered: np.ndarray) -> np.ndarray:
-        """The most likely subsets, float32 `[N,K]`; see `never_empty`."""
-        p = self.probabilities(states)
-        return never_empty((p >= 0.5).astype(np.float32), p, answered)
+    def choose(self, states: np.ndarray, answered: np.ndarray) -> np.ndarray:
+        """Weights or the most likely subsets, float32 `[N,K]`; no row is empty unless nobody answers it."""
+        return FORMS[self.weighted](self.probabilities(states), answered)
+
+
+def as_subsets(probabilities: np.ndarray, answered: np.ndarray) -> np.ndarray:
+    """The most likely subsets, float32 `[N,K]`, from probabilities `[N,K]`; see `never_empty`."""
+    return never_empty((probabilities >= 0.5).astype(np.float32), probabilities, answered)
 
 
 def never_empty(subsets: np.ndarray, scores: np.ndarray, answered: np.ndarray) -> np.ndarray:
@@ -95,6 +103,9 @@ def as_weights(probabilities: np.ndarray, answered: np.ndarray) -> np.ndarray:
     heard = np.where(answered, probabilities, 0.0)
     out: np.ndarray = heard / np.maximum(heard.max(1, keepdims=True), 1e-30)
     return out.astype(np.float32)
+
+
+FORMS = {False: as_subsets, True: as_weights}
 
 
 class Problem:
@@ -189,17 +200,20 @@ def standard_scale(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return states.mean(0), np.where(spread < 1e-8, np.inf, spread)
 
 
-def fit_selector(problem: Problem, seed: int = 0) -> Fit:
+def fit_selector(problem: Problem, seed: int = 0, forms: Sequence[bool] = (False, True)) -> Fit:
     """K logistic units of the largest penalised expected reward.
 
-    The states are standardised for the fit; the returned weights are for the states as they are. The penalty with the best
-    cross-validated reward is used.
+    The states are standardised for the fit; the returned weights are for the states as they are.
+
+    Args:
+        seed: of the folds.
+        forms: what the selector may give in the end: subsets (False), weights (True), or the better one.
     """
+    mean, spread = standard_scale(problem.states)
+    scaled = replace_states(problem, (problem.states - mean) / spread)
+    fold = np.random.default_rng(seed).permutation(len(problem)) % FOLDS
+    logits = {penalty: np.empty(problem.gold.shape) for penalty in PENALTIES}
     with one_thread():
-        mean, spread = standard_scale(problem.states)
-        scaled = replace_states(problem, (problem.states - mean) / spread)
-        fold = np.random.default_rng(seed).permutation(len(problem)) % FOLDS
-        logits = {penalty: np.empty(problem.gold.shape) for penalty in PENALTIES}
         for f in range(FOLDS):
             train, held = scaled.take(fold != f), scaled.take(fold == f)
             start = None
@@ -207,12 +221,15 @@ def fit_selector(problem: Problem, seed: int = 0) -> Fit:
                 start = _solve(train, penalty, start)
                 weights, bias = start
                 logits[penalty][fold == f] = held.states @ weights + bias
-        gains = {penalty: problem.expected(out)[0] - problem.everyone for penalty, out in logits.items()}
-        best = max(PENALTIES, key=lambda c: float(gains[c].mean()))
-        weights, bias = _solve(scaled, best, None)
+        answered = problem.answered > 0
+        held_out = {(c, form): FORMS[form](expit(logits[c]), answered) for form in forms for c in PENALTIES}
+        gains = {key: problem.reward(choice) - problem.everyone for key, choice in held_out.items()}
+        best = max(gains, key=lambda key: float(gains[key].mean()))
+        penalty, weighted = best
+        weights, bias = _solve(scaled, penalty, None)
     weights = weights / spread[:, None]
-    error = float(gains[best].std() / np.sqrt(len(problem)))
-    return Fit(weights, bias - mean @ weights, float(gains[best].mean()), error, best, expit(logits[best]))
+    gain, error = float(gains[best].mean()), float(gains[best].std() / np.sqrt(len(problem)))
+    return Fit(weights, bias - mean @ weights, gain, error, penalty, weighted, held_out[best])
 
 
 def replace_states(problem: Problem, states: np.ndarray) -> Problem:

@@ -27,7 +27,7 @@ from distill import preflight
 from distill.cache import whole_folder, write_json, write_whole
 from distill.losses import label_loss
 from distill.process import Distillation, TrainingBatch
-from distill.selection import Fit, fit_selector
+from distill.selection import Fit, as_subsets, as_weights, fit_selector
 from distill.settings import RunSettings, keys_changing
 from distill.state import Stateful
 from envs.core import Core
@@ -75,6 +75,25 @@ def fitted_start(core: Core, start: str) -> Fit | None:
 def always_taught(core: Core, fit: Fit | None) -> bool:
     """Whether every row must have a teacher: from a fitted start, and where train has unlabelled rows."""
     return fit is not None or not core.process.train_split.labelled.all()
+
+
+def final_form(core: Core, fit: Fit | None) -> str:
+    """What a policy of Bernoulli units gives when it is fixed.
+
+    `subsets`: the most likely ones, as in the paper; an empty one leaves the row its label alone. Where every row must be
+    taught, `taught`: the same, with the most likely teacher instead of none, or `weights`: the probabilities as weights of
+    the teachers. Of these two, a fitted start has the one that cross-validation preferred.
+    """
+    if fit is not None:
+        return "weights" if fit.weighted else "taught"
+    return "weights" if always_taught(core, fit) else "subsets"
+
+
+def fixed_actions(form: str, probabilities: np.ndarray, answered: np.ndarray) -> np.ndarray:
+    """Actions `[B,K]` of that form from the probabilities of the units, `[B,K]`. A unit at exactly one half is on."""
+    if form == "subsets":
+        return (probabilities >= 0.5).astype(np.float32)
+    return (as_weights if form == "weights" else as_subsets)(probabilities, answered)
 
 
 def start(config: Mapping[str, Any]) -> RunSettings:

@@ -87,7 +87,7 @@ def test_a_unit_at_one_half_is_on(tiny_config) -> None:
         for parameter in model.policy.action_net.parameters():
             parameter.zero_()
     states, _ = env.reset(seed=0)
-    chosen = sb3.FixedPolicy(model, np.asarray, weights=False)(states, env.unwrapped.core.process.batch)
+    chosen = sb3.FixedPolicy(model, np.asarray, "subsets")(states, env.unwrapped.core.process.batch)
     assert chosen.shape == (8, 4)
     assert (chosen == 1).all()
 

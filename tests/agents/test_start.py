@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_algorithms_start_where_reinforce_does(tiny_config: Make, core: Core, na
     fit = made_up(core)
     assert sb3.start_at(model, fit)
     states = np.random.default_rng(1).random((50, core.observe.space.shape[0]), np.float32)
-    chosen = sb3.FixedPolicy(model, decode, weights=False).act(states)
+    chosen = sb3.FixedPolicy(model, decode, "subsets").act(states)
     assert (chosen == (fit.probabilities(states) >= 0.5)).all()
 
 
@@ -132,10 +133,11 @@ def test_a_fixed_policy_gives_probabilities_as_weights_or_its_likeliest_subset(c
     states = core.begin(0)
     batch = core.process.batch
     assert batch is not None
-    weights = SelectorPolicy(selector, weights=True)(states, batch)
+    weights = SelectorPolicy(selector, "weights")(states, batch)
     p = expit(np.array([-1.0, -1.0, -0.5, -1.0]))
     np.testing.assert_allclose(weights, np.tile(p / p[2], (len(states), 1)), rtol=1e-6)
-    assert not SelectorPolicy(selector, weights=False)(states, batch).any()
+    assert SelectorPolicy(selector, "taught")(states, batch).tolist() == [[0, 0, 1, 0]] * len(states)
+    assert not SelectorPolicy(selector, "subsets")(states, batch).any()
 
 
 def test_weights_leave_out_teachers_that_do_not_answer() -> None:
@@ -160,8 +162,8 @@ def test_fitted_rules_choose_what_their_fit_says(core: Core) -> None:
     assert (confident.sum(1) == 1).all()
     right = rules["router"].fit.probabilities(states)
     assert (rules["router"](states, batch).argmax(1) == right.argmax(1)).all()
-    for name in ("likelihood", "likelihood_weights"):
-        rules[name].fit = made_up(core)
+    for name, weighted in (("likelihood", False), ("likelihood_weights", True)):
+        rules[name].fit = replace(made_up(core), weighted=weighted)
     p = made_up(core).probabilities(states)
     assert np.allclose(rules["likelihood_weights"](states, batch), p / p.max(1, keepdims=True), atol=1e-6)
     assert (rules["likelihood"](states, batch)[(p >= 0.5).any(1)] == (p >= 0.5)[(p >= 0.5).any(1)]).all()

@@ -69,7 +69,7 @@ def test_specialists_are_found(teachers: int, share: float) -> None:
     rows = np.arange(len(problem))
     fit, held = fit_selector(problem.take(rows < 500)), problem.take(rows >= 500)
     assert fit.helps
-    gain = held.reward(fit.subsets(held.states, held.answered > 0)) - held.everyone
+    gain = held.reward(fit.choose(held.states, held.answered > 0)) - held.everyone
     home = held.reward(np.eye(teachers)[held.states.argmax(1)]) - held.everyone
     assert gain.mean() > share * home.mean() > 0.03
 
@@ -96,7 +96,7 @@ def test_one_perfect_teacher_is_chosen_everywhere() -> None:
     problem = Problem(rng.normal(size=(500, 6)), gold)
     fit = fit_selector(problem)
     assert fit.helps
-    assert (fit.subsets(problem.states, problem.answered > 0) == [0, 1, 0]).all(1).mean() > 0.99
+    assert (fit.choose(problem.states, problem.answered > 0) == [0, 1, 0]).all(1).mean() > 0.99
 
 
 def test_the_fit_repeats_and_ignores_scales() -> None:
