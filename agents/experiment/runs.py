@@ -66,7 +66,7 @@ def fitted_start(core: Core, start: str) -> Fit | None:
     fit = fit_selector(label_problem(core))
     shown = f"{fit.gain:+.3f} nats a label, standard error {fit.error:.3f}, cross-validated on the reward split"
     if fit.helps:
-        report(f"start: selector fitted by likelihood ({shown})")
+        report(f"start: selector fitted by likelihood ({shown}; {'weights' if fit.weighted else 'subsets'})")
         return fit
     report(f"start: all teachers; selecting shows no gain over them ({shown})")
     return None
@@ -388,10 +388,14 @@ def print_table(results: dict[str, Any], process: Distillation, extra: tuple[str
         for column in (*columns, "loss"):
             table.add_column(f"{role} {column}", justify="right")
     table.add_column("chosen", justify="right")
+    # Whose labels say which teachers are used. The best checkpoint of every student is chosen on dev.
+    table.add_column("labels")
 
-    def add(name: str, scores: dict[str, Any], chosen: float | None = None, style: str | None = None) -> None:
+    def add(
+        name: str, scores: dict[str, Any], chosen: float | None = None, style: str | None = None, labels: str = ""
+    ) -> None:
         cells = [f"{scores[r][c]:.4f}" if r in scores else "" for r in ("dev", *tests) for c in (*columns, "loss")]
-        table.add_row(name, *cells, "" if chosen is None else f"{chosen:.2f}", style=style)
+        table.add_row(name, *cells, "" if chosen is None else f"{chosen:.2f}", labels, style=style)
 
     rates = results["selection"]["rate"]
     for row, rate in zip(results["teachers"], rates, strict=True):
@@ -399,11 +403,12 @@ def print_table(results: dict[str, Any], process: Distillation, extra: tuple[str
     add("teachers averaged", results["ensemble"])
     table.add_section()
     add("student: warm start", results["warm_start"])
-    add("student: all teachers (control)", results["control"])
+    add("student: all teachers (control)", results["control"], labels="none")
     for name in extra:
         if name in results:
-            add(f"student: {name.replace('_', ' ')}", results[name])
-    add(f"student: {results['agent']}", results["student"], style="bold")
+            add(f"student: {name}", results[name], labels="reward" if name == "joint" else "right teacher")
+    reward = f"reward ({len(process.task.splits['reward'])})"
+    add(f"student: {results['agent']}", results["student"], style="bold", labels=reward)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     for test in tests:
