@@ -6,6 +6,7 @@ A table stands between `<!-- KIND: FILE ... -->` and `<!-- end -->`. The kinds:
     chosen    only the agents named after the file
     selector  all agents, with the labels they have used and what the whole job costs; then the learnt ones against the rules
     credit    REINFORCE under each credit and reward
+    predicted one line a comparison: what the check before training said, and what the student gained
     real      one line a comparison: the policy, labels alone and the ceiling against all teachers
     folds     cross-fitted rows against the control with the same folds
     teachers  what there is to choose from, one line a pool
@@ -112,6 +113,29 @@ def selector(results: dict[str, Any]) -> str:
         gain = difference(pair[f"difference_{metric}"], 100, "+.2f")
         lines.append(line(f"`{pair['agent']}`", f"`{pair['baseline']}`", gain, len(pair["seeds"])))
     return "\n".join([*lines, "", "```", results["reproduce"], "```"])
+
+
+def predicted(*comparisons: dict[str, Any]) -> str:
+    """What the check before training said of the selector's soft labels, beside the gain of the default agent's student."""
+    lines = head(
+        "task",
+        "labels",
+        "predicted: points of accuracy of the soft labels",
+        "student: points over all teachers [95 %]",
+        "sentence",
+    )
+    points = []
+    for results in comparisons:
+        metric, check = results["metric"], results["preflight"]
+        soft = next(c for c in check["choices"] if c["name"] == "selector")["gain_accuracy"]
+        row = next(r for r in results["tables"][results["tests"][0]] if r["agent"] == "reinforce")
+        gain = row[f"difference_{metric}"]
+        points.append((soft[0], gain["mean"]))
+        shown = stats.with_interval(soft[0], soft[1:], "+.1f", 100)
+        named = f"{results['task']}, {len(results['teachers'])} teachers", check["instances"], shown
+        lines.append(line(*named, difference(gain, 100, "+.1f"), check["sentence"].partition(":")[0].rstrip(".")))
+    r = np.corrcoef(np.array(points).T)[0, 1]
+    return "\n".join([*lines, "", f"Correlation of the two columns over {len(points)} cases: {r:.2f}."])
 
 
 def real(*comparisons: dict[str, Any]) -> str:
@@ -296,6 +320,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "table": comparison,
     "chosen": chosen,
     "selector": selector,
+    "predicted": predicted,
     "real": real,
     "credit": credit,
     "teachers": teachers,
