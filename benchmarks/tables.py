@@ -134,8 +134,10 @@ def predicted(*comparisons: dict[str, Any]) -> str:
         shown = stats.with_interval(soft[0], soft[1:], "+.1f", 100)
         named = f"{results['task']}, {len(results['teachers'])} teachers", check["instances"], shown
         lines.append(line(*named, difference(gain, 100, "+.1f"), check["sentence"].partition(":")[0].rstrip(".")))
-    r = np.corrcoef(np.array(points).T)[0, 1]
-    return "\n".join([*lines, "", f"Correlation of the two columns over {len(points)} cases: {r:.2f}."])
+    if len(points) > 2:  # two points always lie on a line
+        r = np.corrcoef(np.array(points).T)[0, 1]
+        lines += ["", f"Correlation of the two columns over {len(points)} cases: {r:.2f}."]
+    return "\n".join(lines)
 
 
 def real(*comparisons: dict[str, Any]) -> str:
