@@ -488,7 +488,9 @@ def test_command_line(tiny_overrides: list[str], tmp_path: Path, more: tuple[str
     if code:
         assert done.stderr.count("\n") == 1
     if not more:
-        header, *rows = [line.split() for line in done.stdout.strip().splitlines()]
+        table, _, check = done.stdout.strip().partition("\n\n")
+        assert check.startswith("before any student is trained")
+        header, *rows = [line.split() for line in table.splitlines()]
         assert header == [
             "teacher",
             *" ".join(f"{r} {m}" for r in ("train", "dev", "test") for m in ("acc", "loss")).split(),
