@@ -284,6 +284,7 @@ class Oracle(Rule):
     """
 
     summary = "upper bound: the right teacher of the instance, where the task knows it"
+    labels = "right teacher"
 
     def __init__(self, core: Core, seed: int) -> None:
         super().__init__(core, seed)

@@ -173,7 +173,7 @@ def test_fitted_rules_choose_what_their_fit_says(core: Core) -> None:
 
 
 def test_every_rule_says_whose_labels_it_uses() -> None:
-    allowed = {"none", "train", "reward", "dev", "train, reward", "reward, dev"}
+    allowed = {"none", "train", "reward", "dev", "train, reward", "reward, dev", "right teacher"}
     assert {rule.labels for rule in RULES.values()} <= allowed
     assert RULES["control"].labels == "none"
     assert RULES["router"].labels == RULES["likelihood"].labels == "reward"
