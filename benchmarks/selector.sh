@@ -15,7 +15,7 @@ for part in "$@"; do
     bundled) settings=(seeds=10 "agents=[control,oracle,router,likelihood,reinforce,ppo,reward_labels,\"reinforce agent.start=all_on\"]") ;;
     bundled-calibrated) settings=(seeds=5 "agents=[control,reinforce,$calibrated]") ;;
     afrisenti4) settings=(experiment=afrisenti4 seeds=5 "agents=[control,router,reinforce,reward_labels]") ;;
-    afrisenti4-joint) settings=(experiment=afrisenti4 seeds=2 "agents=[control,router,reinforce,\"reinforce agent.start=all_on agent.episodes=2\"]") ;;
+    afrisenti4-joint) settings=(experiment=afrisenti4 seeds=3 "agents=[control,router,reinforce,\"reinforce agent.start=all_on agent.episodes=2\"]") ;;
     afrisenti8) settings=(experiment=afrisenti8 seeds=5 "agents=[control,reinforce,router,reward_labels]") ;;
     mrpc) settings=(task=mrpc "${glue[@]}" budget.evals=3 seeds=5 "agents=[control,reinforce,$calibrated]") ;;
     rte) settings=(task=rte "${glue[@]}" budget.evals=3 student.max_length=64 seeds=5 "agents=[control,reinforce]") ;;
