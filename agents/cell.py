@@ -125,8 +125,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "reproduce": cell.reproduce,
     }
     if cell.name == "control":  # once a seed is enough
-        check = preflight.of_pool(process.prepared)
-        result["preflight"] = None if check is None else check.facts()
+        result["preflight"] = preflight.facts_of(process.prepared)
     _write_choices(core, done, folder)
     files = {CHOICES: cache.file_sha256(folder / CHOICES)}
     cache.write_json(folder / RESULT, cache.sealed(result | {"files": files}))

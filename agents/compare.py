@@ -116,8 +116,7 @@ def run(config: dict[str, Any]) -> None:
         seeds = len(comparison["seeds"])
         print_rows(rows, f"{comparison['task']}, {test}, {seeds} seeds: paired differences to all teachers")
         print_against(comparison["against"][test], comparison["metric"])
-    if comparison["preflight"]:
-        print(f"before training, the labels said: {comparison['preflight']['sentence']}")
+    runs.print_check(comparison["preflight"])
     cache.write_json(folder / "comparison.json", comparison)
     write_csv(folder / "comparison.csv", [row for rows in tables.values() for row in rows])
     if settings.report:

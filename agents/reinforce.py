@@ -42,7 +42,7 @@ from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
 from distill.process import TrainingBatch
-from distill.selection import Fit, never_empty
+from distill.selection import FORMS, Fit, never_empty
 from distill.settings import ReinforceSettings, RunSettings
 from distill.state import Stateful
 from envs.core import Core
@@ -203,8 +203,10 @@ class SelectorPolicy(Policy):
     @torch.no_grad()
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         """Subsets or weights `[B,K]`."""
+        if self.form == "subsets":
+            return self.act(states)
         probabilities = torch.sigmoid(self.selector(torch.from_numpy(states))).numpy()
-        return runs.fixed_actions(self.form, probabilities, batch.answered)
+        return FORMS[self.form](probabilities, batch.answered)
 
 
 @torch.no_grad()

@@ -313,11 +313,11 @@ class Likelihood(Rule):
     labels = "reward"
     reads = ("observation",)
     needs_states = True
-    weighted = False
+    form = "taught"
 
     def __init__(self, core: Core, seed: int) -> None:
         super().__init__(core, seed)
-        self.fit = fit_selector(label_problem(core), forms=[self.weighted])
+        self.fit = fit_selector(label_problem(core), forms=[self.form])
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         if not self.fit.helps:
@@ -329,7 +329,7 @@ class LikelihoodWeights(Likelihood):
     """The same fit, with its probabilities as weights of the teachers."""
 
     summary = "selector fitted by the likelihood of the reward labels: its probabilities as weights"
-    weighted = True
+    form = "weights"
 
 
 class Router(Rule):

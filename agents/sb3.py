@@ -39,7 +39,7 @@ from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
 from distill.process import TrainingBatch
-from distill.selection import Fit
+from distill.selection import FORMS, Fit
 from distill.settings import SB3_DEFAULTS, RunSettings, SB3Settings
 from envs.core import Core
 from envs.credit import with_credit
@@ -152,11 +152,11 @@ class FixedPolicy(Policy):
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         """Subsets or weights `[B,K]`."""
-        if isinstance(self.model.policy, ActorCriticPolicy):
-            return runs.fixed_actions(self.form, self._probabilities(states), batch.answered)
-        given = self._subsets(states)
         if self.form == "subsets":
-            return given
+            return self.act(states)
+        if isinstance(self.model.policy, ActorCriticPolicy):
+            return FORMS[self.form](self._probabilities(states), batch.answered)
+        given = self.act(states)
         return np.where(batch.audible(given).any(1, keepdims=True), given, np.float32(1))
 
     def _subsets(self, states: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ from agents.experiment.tables import against_baselines
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCS = ("results", "results-appendix", "selector", "credit", "performance", "reliability")
+DOCS = ("results", "results-appendix", "credit", "performance", "reliability")
 PAGES = (*(ROOT / "docs" / f"{name}.md" for name in DOCS), ROOT / "README.md")
 # Settings that were renamed or deleted after commit 5904256. Results that name them were measured there or earlier.
 OLD_SETTINGS = re.compile(r"agent\.(credit|pull)=|reward\.(credit|center|horizon|direction_\w+)=")

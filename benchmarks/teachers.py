@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import configs
+from distill.preflight import in_common
 from distill.process import Prepared
 from distill.settings import RunSettings
 
@@ -27,17 +27,16 @@ ROOT = Path(__file__).resolve().parents[1]
 def describe(prepared: Prepared, role: str) -> dict[str, Any]:
     """Accuracy, loss and agreement of the teachers on one split."""
     split = prepared.task.splits[role]
-    logits = prepared.signals(role).logits(np.arange(len(split)))
-    guesses = logits.argmax(-1)
-    right = guesses == split.labels[:, None]
+    signals, rows = prepared.signals(role), np.arange(len(split))
+    logits = signals.logits(rows)
     scores = [prepared.task.scores(logits[:, k], split.labels) for k in range(logits.shape[1])]
-    pairs = [float((guesses[:, a] == guesses[:, b]).mean()) for a, b in combinations(range(logits.shape[1]), 2)]
+    agreement, any_right, all_right = in_common(logits.argmax(-1), split.labels, signals.answered(rows))
     return {
         "accuracy": [s["accuracy"] for s in scores],
         "loss": [s["loss"] for s in scores],
-        "agreement": float(np.mean(pairs)),
-        "any_right": float(right.any(1).mean()),
-        "all_right": float(right.all(1).mean()),
+        "agreement": agreement,
+        "any_right": any_right,
+        "all_right": all_right,
     }
 
 

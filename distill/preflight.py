@@ -14,6 +14,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax, softmax
 
 from distill.process import Prepared
 from distill.selection import FLOOR, Problem, fit_selector
@@ -63,10 +64,6 @@ class Preflight:
     over_confident: list[str]
     sentence: str
 
-    def facts(self) -> dict[str, Any]:
-        """JSON values, for results."""
-        return asdict(self)
-
 
 def preflight(
     probs: np.ndarray,
@@ -109,21 +106,30 @@ def preflight(
         )
         for name in soft
     ]
-    classes = probs.argmax(2)
-    hits = (classes == labels[:, None]) & heard
-    pairs = [
-        float((classes[both, a] == classes[both, b]).mean())
-        for a, b in combinations(range(len(names)), 2)
-        if (both := heard[:, a] & heard[:, b]).any()
-    ]
-    agreement = float(np.mean(pairs)) if pairs else 1.0
+    agreement, any_right, all_right = in_common(probs.argmax(2), labels, heard)
     sure = [name for k, name in enumerate(names) if _over_confident(probs[heard[:, k], k], labels[heard[:, k]], rng)]
     # Over the fixed weights, choosing per instance must show a gain of its own.
     beyond = gain(loglik["selector"], loglik["fixed weights"])
     sentence = _sentence({c.name: c for c in choices}, beyond, agreement, sure, count)
-    return Preflight(
-        count, choices, agreement, float(hits.any(1).mean()), float((hits | ~heard).all(1).mean()), sure, sentence
-    )
+    return Preflight(count, choices, agreement, any_right, all_right, sure, sentence)
+
+
+def in_common(classes: np.ndarray, labels: np.ndarray, heard: np.ndarray) -> tuple[float, float, float]:
+    """How often two teachers give the same class (mean over the pairs), at least one teacher is right, and all are.
+
+    Args:
+        classes: what each teacher says, `[R,K]`.
+        labels: gold classes, `[R]`.
+        heard: bool `[R,K]`: which teachers have an answer. Each statement is about those alone.
+    """
+    hits = (classes == labels[:, None]) & heard
+    pairs = [
+        float((classes[both, a] == classes[both, b]).mean())
+        for a, b in combinations(range(classes.shape[1]), 2)
+        if (both := heard[:, a] & heard[:, b]).any()
+    ]
+    agreement = float(np.mean(pairs)) if pairs else 1.0
+    return agreement, float(hits.any(1).mean()), float((hits | ~heard).all(1).mean())
 
 
 def mixed(weights: np.ndarray, probs: np.ndarray) -> np.ndarray:
@@ -188,8 +194,7 @@ def _over_confident(probs: np.ndarray, labels: np.ndarray, rng: np.random.Genera
     for f in (0, 1):
         held = half == f
         temperature = fit_temperature(logits[~held], labels[~held])
-        scaled = logits[held] / temperature
-        scaled = scaled - np.logaddexp.reduce(scaled, 1, keepdims=True)
+        scaled = log_softmax(logits[held] / temperature, 1)
         rows = np.arange(len(scaled))
         gains[held] = scaled[rows, labels[held]] - logits[held][rows, labels[held]]
         temperatures.append(temperature)
@@ -234,12 +239,18 @@ def of_pool(prepared: Prepared) -> Preflight | None:
         return None
     signals = prepared.signals("reward")
     logits = signals.logits(rows).astype(np.float64)
-    probs = np.exp(logits - np.logaddexp.reduce(logits, 2, keepdims=True))
+    probs = softmax(logits, 2)
     answered = signals.answered(rows)
     states = [signals.vectors(rows).astype(np.float64), probs.reshape(len(rows), -1)]
     if not signals.complete:
         states.append(answered.astype(np.float64))
     return preflight(probs, split.labels[rows], np.concatenate(states, 1), signals.names, answered)
+
+
+def facts_of(prepared: Prepared) -> dict[str, Any] | None:
+    """`of_pool` as JSON values, for results."""
+    check = of_pool(prepared)
+    return None if check is None else asdict(check)
 
 
 def lines(check: Preflight) -> list[str]:

@@ -42,7 +42,7 @@ class Fit:
         gain: mean held-out reward of `choose` over that of all teachers, nats.
         error: its standard error, nats.
         penalty: the ridge penalty that cross-validation chose.
-        weighted: whether `choose` gives weights; else subsets.
+        form: what `choose` gives, a key of `FORMS`.
         held_out: `[R,K]`, the choice for every instance by the units that cross-validation fitted without it.
     """
 
@@ -51,7 +51,7 @@ class Fit:
     gain: float
     error: float
     penalty: float
-    weighted: bool = False
+    form: str = "taught"
     held_out: np.ndarray | None = None
 
     @property
@@ -66,7 +66,7 @@ class Fit:
 
     def choose(self, states: np.ndarray, answered: np.ndarray) -> np.ndarray:
         """Weights or the most likely subsets, float32 `[N,K]`; no row is empty unless nobody answers it."""
-        return FORMS[self.weighted](self.probabilities(states), answered)
+        return FORMS[self.form](self.probabilities(states), answered)
 
 
 def as_subsets(probabilities: np.ndarray, answered: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def as_weights(probabilities: np.ndarray, answered: np.ndarray) -> np.ndarray:
     return out.astype(np.float32)
 
 
-FORMS = {False: as_subsets, True: as_weights}
+FORMS = {"taught": as_subsets, "weights": as_weights}
 
 
 class Problem:
@@ -200,14 +200,14 @@ def standard_scale(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return states.mean(0), np.where(spread < 1e-8, np.inf, spread)
 
 
-def fit_selector(problem: Problem, seed: int = 0, forms: Sequence[bool] = (False, True)) -> Fit:
+def fit_selector(problem: Problem, seed: int = 0, forms: Sequence[str] = tuple(FORMS)) -> Fit:
     """K logistic units of the largest penalised expected reward.
 
     The states are standardised for the fit; the returned weights are for the states as they are.
 
     Args:
         seed: of the folds.
-        forms: what the selector may give in the end: subsets (False), weights (True), or the better one.
+        forms: what the selector may give in the end, keys of `FORMS`; the better one is used.
     """
     mean, spread = standard_scale(problem.states)
     scaled = replace_states(problem, (problem.states - mean) / spread)
@@ -225,11 +225,11 @@ def fit_selector(problem: Problem, seed: int = 0, forms: Sequence[bool] = (False
         held_out = {(c, form): FORMS[form](expit(logits[c]), answered) for form in forms for c in PENALTIES}
         gains = {key: problem.reward(choice) - problem.everyone for key, choice in held_out.items()}
         best = max(gains, key=lambda key: float(gains[key].mean()))
-        penalty, weighted = best
+        penalty, form = best
         weights, bias = _solve(scaled, penalty, None)
     weights = weights / spread[:, None]
     gain, error = float(gains[best].mean()), float(gains[best].std() / np.sqrt(len(problem)))
-    return Fit(weights, bias - mean @ weights, gain, error, penalty, weighted, held_out[best])
+    return Fit(weights, bias - mean @ weights, gain, error, penalty, form, held_out[best])
 
 
 def replace_states(problem: Problem, states: np.ndarray) -> Problem:

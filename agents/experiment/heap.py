@@ -13,7 +13,7 @@ def return_large_blocks() -> None:
     """Let glibc return freed blocks of 8 MiB and more to the system at once; elsewhere this does nothing.
 
     Batches of different lengths free blocks of different sizes. glibc raises its limit for such blocks to 32 MiB by itself,
-    and the heap is then full of holes: training MiniLM's first two layers on short texts kept 1 GB more than it used.
+    and keeps what it could not give back.
     Only scripts call this, because it holds for the whole process.
     """
     with suppress(OSError, AttributeError):  # no C library to load, or one without mallopt

@@ -27,7 +27,7 @@ from distill import preflight
 from distill.cache import whole_folder, write_json, write_whole
 from distill.losses import label_loss
 from distill.process import Distillation, TrainingBatch
-from distill.selection import Fit, as_subsets, as_weights, fit_selector
+from distill.selection import Fit, fit_selector
 from distill.settings import RunSettings, keys_changing
 from distill.state import Stateful
 from envs.core import Core
@@ -66,7 +66,7 @@ def fitted_start(core: Core, start: str) -> Fit | None:
     fit = fit_selector(label_problem(core))
     shown = f"{fit.gain:+.3f} nats a label, standard error {fit.error:.3f}, cross-validated on the reward split"
     if fit.helps:
-        report(f"start: selector fitted by likelihood ({shown}; {'weights' if fit.weighted else 'subsets'})")
+        report(f"start: selector fitted by likelihood ({shown}; {'weights' if fit.form == 'weights' else 'subsets'})")
         return fit
     report(f"start: all teachers; selecting shows no gain over them ({shown})")
     return None
@@ -85,15 +85,8 @@ def final_form(core: Core, fit: Fit | None) -> str:
     the teachers. Of these two, a fitted start has the one that cross-validation preferred.
     """
     if fit is not None:
-        return "weights" if fit.weighted else "taught"
+        return fit.form
     return "weights" if always_taught(core, fit) else "subsets"
-
-
-def fixed_actions(form: str, probabilities: np.ndarray, answered: np.ndarray) -> np.ndarray:
-    """Actions `[B,K]` of that form from the probabilities of the units, `[B,K]`. A unit at exactly one half is on."""
-    if form == "subsets":
-        return (probabilities >= 0.5).astype(np.float32)
-    return (as_weights if form == "weights" else as_subsets)(probabilities, answered)
 
 
 def start(config: Mapping[str, Any]) -> RunSettings:
@@ -363,8 +356,7 @@ def conclude(
         "examples_per_s": steps * core.batch_size / learnt.step_seconds if learnt.step_seconds else None,
         "floor_examples_per_s": floor_examples_per_s(process, seed),
     }
-    check = preflight.of_pool(process.prepared)
-    results["preflight"] = None if check is None else check.facts()
+    results["preflight"] = preflight.facts_of(process.prepared)
     results["reproduce"] = reproduce_line(script, keys_changing("nothing"))
     process.student.restore(student.weights)
     with whole_folder(folder / "student") as place:
@@ -372,10 +364,15 @@ def conclude(
     write_run(folder, settings, results)
     checkpoints.finish()
     print_table(results, process, ("joint", "oracle"))
-    if check is not None:
-        print(f"before training, the labels said: {check.sentence}")
+    print_check(results["preflight"])
     print(f"written to {folder}")
     return results
+
+
+def print_check(facts: Mapping[str, Any] | None) -> None:
+    """Print the sentence of the check before training, if there was one."""
+    if facts:
+        print(f"before training, the labels said: {facts['sentence']}")
 
 
 def print_table(results: dict[str, Any], process: Distillation, extra: tuple[str, ...] = ()) -> None:

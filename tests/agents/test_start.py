@@ -162,8 +162,8 @@ def test_fitted_rules_choose_what_their_fit_says(core: Core) -> None:
     assert (confident.sum(1) == 1).all()
     right = rules["router"].fit.probabilities(states)
     assert (rules["router"](states, batch).argmax(1) == right.argmax(1)).all()
-    for name, weighted in (("likelihood", False), ("likelihood_weights", True)):
-        rules[name].fit = replace(made_up(core), weighted=weighted)
+    for name, form in (("likelihood", "taught"), ("likelihood_weights", "weights")):
+        rules[name].fit = replace(made_up(core), form=form)
     p = made_up(core).probabilities(states)
     assert np.allclose(rules["likelihood_weights"](states, batch), p / p.max(1, keepdims=True), atol=1e-6)
     assert (rules["likelihood"](states, batch)[(p >= 0.5).any(1)] == (p >= 0.5)[(p >= 0.5).any(1)]).all()
