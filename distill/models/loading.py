@@ -169,22 +169,23 @@ def load_tokenizer(folder: Path, what: str) -> Any:
             empty = all(token in special or not token.strip("\u2581") for token in tokenizer.get_vocab())
     except Exception as error:
         _raise_if_own_code(error, folder, what)
-        raise UserError(f"{what}: {folder} holds no usable tokenizer ({_tokenizer_fault(error, folder)})") from None
+        why = _no_sentencepiece(folder) or f"{reason(error)}; save one beside the model"
+        raise UserError(f"{what}: {folder} holds no usable tokenizer ({why})") from None
     if empty:
-        raise UserError(f"{what}: {folder} holds no tokenizer, or one without a vocabulary; save one beside the model")
+        why = _no_sentencepiece(folder) or "there is no vocabulary; save one beside the model"
+        raise UserError(f"{what}: {folder} holds no tokenizer ({why})")
     return tokenizer
 
 
-def _tokenizer_fault(error: Exception, folder: Path) -> str:
-    """Why a tokenizer could not be loaded, and what helps."""
+def _no_sentencepiece(folder: Path) -> str | None:
+    """What is missing if only the package sentencepiece could read the tokenizer; the library hides that cause."""
     pieces = sorted(path.name for path in folder.glob("*.model"))
-    if pieces and not (folder / "tokenizer.json").is_file() and importlib.util.find_spec("sentencepiece") is None:
-        # The library hides this cause behind that of its last attempt.
-        return (
-            f"reading {pieces[0]} needs the package sentencepiece, which is not installed; install it "
-            "(pip install sentencepiece), or save the tokenizer as tokenizer.json"
-        )
-    return f"{reason(error)}; save one beside the model"
+    if not pieces or (folder / "tokenizer.json").is_file() or importlib.util.find_spec("sentencepiece"):
+        return None
+    return (
+        f"reading {pieces[0]} needs the package sentencepiece, which is not installed; install it "
+        "(pip install sentencepiece), or save the tokenizer as tokenizer.json"
+    )
 
 
 def load_classifier(
