@@ -98,7 +98,7 @@ SIZES: dict[str, Any] = {
 }
 # What some families need besides.
 OWN: dict[str, dict[str, Any]] = {
-    "canine": {"type_vocab_size": 16},
+    "canine": {"type_vocab_size": 16, "max_position_embeddings": 256},
     "convbert": {"conv_kernel_size": 3},
     "funnel": {"block_sizes": [1, 2]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]], "window_size": 4},
@@ -142,7 +142,6 @@ def tiny_config(name: str, tokenizer: Any, task: Task) -> Any:
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.cls_token_id,
         "eos_token_id": tokenizer.sep_token_id,
-        "decoder_start_token_id": tokenizer.pad_token_id,
     }
 
     def shrunk(default: Any, own: dict[str, Any]) -> Any:
@@ -155,6 +154,8 @@ def tiny_config(name: str, tokenizer: Any, task: Task) -> Any:
         return type(default)(**(changes | own))
 
     config = shrunk(CONFIG_MAPPING[name](), OWN.get(name, {}))
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = tokenizer.pad_token_id
     config.id2label = dict(enumerate(task.label_names))
     config.label2id = {label: i for i, label in enumerate(task.label_names)}
     return config

@@ -123,11 +123,11 @@ def load_config(folder: Path, what: str, **changes: Any) -> Any:
     try:
         with quiet():
             config = AutoConfig.from_pretrained(folder, **SAFELY, **changes)
+        for part in {id(c): c for c in (config, config.get_text_config())}.values():
+            part.return_dict = True  # outputs are read by name; `return_dict: false` would make tuples of them
     except Exception as error:
         _raise_if_own_code(error, folder, what)
         raise UserError(f"{what}: {folder}/config.json is not a transformers configuration ({reason(error)})") from None
-    for part in {id(c): c for c in (config, config.get_text_config())}.values():
-        part.return_dict = True  # outputs are read by name; `return_dict: false` would make tuples of them
     return config
 
 

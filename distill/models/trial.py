@@ -48,14 +48,14 @@ def settle_padding(model: Any, tokenizer: Any) -> Padding:
     def usable(token: Any) -> bool:
         return isinstance(token, int) and token >= 0 and (known is None or token < known)
 
-    chosen = next((t for t in (text.pad_token_id, tokenizer.pad_token_id) if usable(t)), None)
+    chosen = next((t for t in (getattr(text, "pad_token_id", None), tokenizer.pad_token_id) if usable(t)), None)
     if chosen is None:
         # A token that ends every text cannot be padding: the head would not see the text's own.
         last = tokenizer("a")["input_ids"][-1:]
         special = (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id, 0, 1)
         chosen = next(t for t in special if usable(t) and [t] != last)
     for config in (text, model.config):
-        if config.pad_token_id != chosen:
+        if getattr(config, "pad_token_id", None) != chosen:
             config.pad_token_id = chosen
     if tokenizer.pad_token_id != chosen and chosen in tokenizer.all_special_ids:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chosen)
@@ -67,7 +67,8 @@ def padded_fingerprint(weights: str, config: Any, tokenizer: Any) -> str:
 
     Outputs stored for such a checkpoint by earlier versions, which padded as the tokenizer says, are not used.
     """
-    agree = tokenizer.padding_side == "right" and tokenizer.pad_token_id == config.get_text_config().pad_token_id
+    given = getattr(config.get_text_config(), "pad_token_id", None)
+    agree = tokenizer.padding_side == "right" and tokenizer.pad_token_id == given
     return weights if agree else digest(weights, "padding settled")
 
 
