@@ -11,6 +11,7 @@ A table stands between `<!-- KIND: FILE ... -->` and `<!-- end -->`. The kinds:
     teachers  what there is to choose from, one line a pool
     speed, parts, fast, scale    measurements of docs/performance.md
     faults    how the fault tests ended
+    architectures    what every architecture comes to
 
     python benchmarks/tables.py            rewrite the pages
     python benchmarks/tables.py --check    exit code 1 if a page would change

@@ -32,6 +32,7 @@ Texts = Sequence[tuple[str, ...]]
 LOOKED_AT = 200  # texts that the samples are taken from
 PADDED = 128  # tokens of the padded batch, at most
 LONGEST = 4096  # tokens of the longest input that is tried, at most
+POOLING = ("funnel",)  # families that pool over neighbouring tokens by a function, which no module shows
 CLOSE = 2e-3  # difference that counts as rounding, as a share of the largest output
 
 
@@ -269,9 +270,11 @@ def _try_padding(trial: Trial, tokens: TokenizedSplit, alone: Tensor) -> None:
     )
 
 
-def _reads_padding(model: nn.Module) -> bool:
-    """Whether padding reaches the outputs by design: there is no attention mask (FNet), or convolutions (ConvBERT)."""
+def _reads_padding(model: Any) -> bool:
+    """Whether padding reaches the outputs by design: no attention mask (FNet), convolutions (ConvBERT), pooling (Funnel)."""
     if "attention_mask" not in inspect.signature(model.forward).parameters:
+        return True
+    if model.config.model_type in POOLING:
         return True
     return any(isinstance(m, nn.Conv1d | nn.Conv2d) and max(m.kernel_size) > 1 for m in model.modules())
 
