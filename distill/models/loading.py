@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -169,23 +170,32 @@ def load_tokenizer(folder: Path, what: str) -> Any:
             empty = all(token in special or not token.strip("\u2581") for token in tokenizer.get_vocab())
     except Exception as error:
         _raise_if_own_code(error, folder, what)
-        why = _no_sentencepiece(folder) or f"{reason(error)}; save one beside the model"
+        why = _missing_package(folder) or f"{reason(error)}; save one beside the model"
         raise UserError(f"{what}: {folder} holds no usable tokenizer ({why})") from None
     if empty:
-        why = _no_sentencepiece(folder) or "there is no vocabulary; save one beside the model"
+        why = _missing_package(folder) or "there is no vocabulary; save one beside the model"
         raise UserError(f"{what}: {folder} holds no tokenizer ({why})")
     return tokenizer
 
 
-def _no_sentencepiece(folder: Path) -> str | None:
-    """What is missing if only the package sentencepiece could read the tokenizer; the library hides that cause."""
+def _missing_package(folder: Path) -> str | None:
+    """Which package would read the tokenizer, if one is missing; the library hides that cause."""
     pieces = sorted(path.name for path in folder.glob("*.model"))
-    if not pieces or (folder / "tokenizer.json").is_file() or importlib.util.find_spec("sentencepiece"):
+    missing = [name for name in ("sentencepiece", "protobuf") if not _is_installed(name)]
+    if not pieces or not missing or (folder / "tokenizer.json").is_file():
         return None
     return (
-        f"reading {pieces[0]} needs the package sentencepiece, which is not installed; install it "
-        "(pip install sentencepiece), or save the tokenizer as tokenizer.json"
+        f"reading {pieces[0]} needs the package {missing[0]}, which is not installed; install it "
+        f"(pip install {missing[0]}), or save the tokenizer as tokenizer.json"
     )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def load_classifier(

@@ -510,12 +510,7 @@ def test_a_tokenizer_that_needs_sentencepiece(
     file: str, plain: tuple[Task, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is read by the library, whatever its name is. Where the package is missing, that is what the line says."""
-    import importlib.util
-
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name == "sentencepiece" else real(name, *a)
-    )
+    monkeypatch.setattr("distill.models.loading._is_installed", lambda package: package != "sentencepiece")
     folder = copy(plain, tmp_path)
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
