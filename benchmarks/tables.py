@@ -12,6 +12,7 @@ A table stands between `<!-- KIND: FILE ... -->` and `<!-- end -->`. The kinds:
     teachers  what there is to choose from, one line a pool
     speed, parts, fast, scale    measurements of docs/performance.md
     faults    how the fault tests ended
+    architectures    what every architecture comes to
 
     python benchmarks/tables.py            rewrite the pages
     python benchmarks/tables.py --check    exit code 1 if a page would change
@@ -318,6 +319,24 @@ def scale(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "```", results["reproduce"], "```"])
 
 
+def architectures(results: dict[str, Any]) -> str:
+    """What every architecture comes to as teacher, truncated student and encoder; refusals with their line below."""
+    uses = list(next(iter(results["architectures"].values())))
+    lines = head("architecture", *uses)
+    notes: dict[str, list[str]] = {}
+    for name, row in results["architectures"].items():
+        cells = []
+        for use in uses:
+            state, _, why = row[use].partition(": ")
+            if why:
+                who = notes.setdefault(f"{state}: {why}", [])
+                who += [] if name in who else [name]
+            cells.append(state)
+        lines.append(line(name, *cells))
+    said = [f"- {', '.join(names)}: {text}" for text, names in notes.items()]
+    return "\n".join([*lines, "", *said, "", f"(transformers {results['transformers']}; `{results['reproduce']}`)"])
+
+
 KINDS: dict[str, Callable[..., str]] = {
     "table": comparison,
     "chosen": chosen,
@@ -332,6 +351,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "fast": fast,
     "faults": faults,
     "scale": scale,
+    "architectures": architectures,
 }
 
 

@@ -23,6 +23,8 @@ from distill.checks import UserError, expand
 from distill.settings import digest
 
 MANIFEST = "manifest.json"
+# Ends of the files that decide what a checkpoint computes; `.spm` and `.codes` are vocabularies.
+CHECKPOINT_FILES = (".json", ".safetensors", ".txt", ".model", ".spm", ".codes")
 SEAL = "seal"  # key of a JSON file's checksum over itself
 FULL = {errno.ENOSPC, errno.EDQUOT}
 WRITE_ERRORS = FULL | {errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -39,11 +41,7 @@ def file_sha256(path: Path) -> str:
 
 def folder_fingerprint(folder: Path) -> str:
     """SHA-256 over the names and contents of the files that decide what a checkpoint computes."""
-    kept = sorted(
-        p
-        for p in folder.iterdir()
-        if p.is_file() and p.suffix in {".json", ".safetensors", ".txt", ".model"} and p.name != MANIFEST
-    )
+    kept = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in CHECKPOINT_FILES and p.name != MANIFEST)
     lines = [f"{p.name} {file_sha256(p)}" for p in kept]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 

@@ -35,12 +35,12 @@ from distill.state import Array, Optional, is_count, is_generator
 from distill.student import StepResult, Student
 from distill.teachers.calibrate import FORMAT as CALIBRATION
 from distill.teachers.calibrate import CalibratedSignals, Confusion, Temperature, fit_calibration
-from distill.teachers.encoders import make_encoder
+from distill.teachers.encoders import TransformerEncoder, make_encoder
 from distill.teachers.finetune import vocabulary_texts
 from distill.teachers.live import LiveSignals
 from distill.teachers.signals import Source, TeacherSignals
 from distill.teachers.sources import load_pool
-from distill.teachers.store import StoredSignals
+from distill.teachers.store import StoredSignals, is_stored
 
 FORMAT = 2  # of a warm start; raised whenever the student's training or the settings' identity changes
 KEPT_IN_MEMORY = 4  # pools whose signals stay in memory for the next environment
@@ -84,7 +84,9 @@ class Prepared:
         if self.teachers:
             return self
         started = time.perf_counter()
-        s = self.settings
+        s, train = self.settings, self.task.splits["train"]
+        if isinstance(self.encoder, TransformerEncoder) and not is_stored(self.encoder, train, self.home):
+            self.encoder.load(train)  # before a teacher is fine-tuned
         self.teachers = load_pool(s.teachers, self.task, self.home, self.engine)
         self.teacher_fit_s = time.perf_counter() - started
         started = time.perf_counter()

@@ -23,6 +23,7 @@ from distill.data.tokens import Batch, TokenizedSplit, run_over
 from distill.models.engine import Engine
 from distill.models.fast import speed_up
 from distill.models.loading import check_tokens, quiet, takes_token_types
+from distill.models.trial import settle_padding, tokenize
 from distill.settings import StudentSettings
 
 Direction = dict[str, Tensor]
@@ -104,9 +105,15 @@ class Student:
 
     def tokenize(self, texts: Sequence[tuple[str, ...]]) -> TokenizedSplit:
         """Texts in this model's tokens, on its device; `UserError` for a tokenizer of another model."""
-        types = takes_token_types(self.model)
-        tokens = TokenizedSplit.build(
-            texts, self.tokenizer, self.settings.max_length, self.device, types, self.engine.multiple
+        tokens = tokenize(
+            texts,
+            self.tokenizer,
+            self.settings.max_length,
+            type(self.model).__name__,
+            device=self.device,
+            types=takes_token_types(self.model),
+            multiple=self.engine.multiple,
+            padding=settle_padding(self.model, self.tokenizer),
         )
         check_tokens(self.model, self.tokenizer, int(tokens.ids.max()))
         return tokens

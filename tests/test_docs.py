@@ -184,7 +184,7 @@ def functions(path: Path) -> set[str]:
 def test_every_promise_names_a_test() -> None:
     promises = [
         line
-        for line in read("docs/reliability.md").splitlines()
+        for line in read("docs/reliability.md").partition("## Architectures")[0].splitlines()
         if line.startswith("| ") and not line.startswith("| Promise")
     ]
     assert len(promises) > 30

@@ -16,6 +16,31 @@ from distill import parallel
 Batch = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Padding:
+    """What fills the shorter rows of a batch.
+
+    Attributes:
+        id: token id.
+        type: token type.
+        left: whether it goes on the left (XLNet).
+    """
+
+    id: int
+    type: int
+    left: bool
+
+    @classmethod
+    def of(cls, tokenizer: Any, known: int | None = None) -> Padding:
+        """As the tokenizer says; with `known`, that token id."""
+        return cls(
+            id=(tokenizer.pad_token_id or 0) if known is None else known,
+            # XLNet was trained with a separate token type for padding, which its tokenizer no longer reports.
+            type=3 if "XLNet" in type(tokenizer).__name__ else getattr(tokenizer, "pad_token_type_id", 0) or 0,
+            left=tokenizer.padding_side == "left",
+        )
+
+
 @dataclass
 class TokenizedSplit:
     """The token ids of N instances, one after the other in one tensor on one device.
@@ -25,18 +50,14 @@ class TokenizedSplit:
         types: token types, int8 `[total]`, for models that use them; else None.
         offsets: where each instance begins and ends, int64 `[N+1]`. It stays on the host, so that the shape of a batch
             is known without waiting for the device.
-        pad_id: token id of padding.
-        pad_type: token type of padding.
-        left: whether padding goes on the left (XLNet).
+        padding: what fills the shorter rows of a batch.
         multiple: batches are padded to a length that is a multiple of this, as far as some instance is that long.
     """
 
     ids: Tensor
     types: Tensor | None
     offsets: np.ndarray
-    pad_id: int
-    pad_type: int
-    left: bool
+    padding: Padding
     multiple: int = 1
 
     def __post_init__(self) -> None:
@@ -57,6 +78,7 @@ class TokenizedSplit:
         device: torch.device | str = "cpu",
         types: bool = True,
         multiple: int = 1,
+        padding: Padding | None = None,
     ) -> TokenizedSplit:
         """Tokenise single texts or pairs of texts.
 
@@ -67,7 +89,9 @@ class TokenizedSplit:
             device: where the tensors are kept.
             types: whether the model uses token types.
             multiple: see the class.
+            padding: see the class; None: as the tokenizer says.
         """
+        fill = padding or Padding.of(tokenizer)
         ids: list[np.ndarray] = []
         kinds: list[np.ndarray] = []
         for i in range(0, len(texts), 10_000):
@@ -80,17 +104,16 @@ class TokenizedSplit:
                 return_attention_mask=False,
                 return_token_type_ids=types,
             )
-            ids += [np.asarray(row, np.int32) for row in out["input_ids"]]
+            # A text without any token (an empty one, where no special tokens are added) becomes one token of padding:
+            # a model has no output for nothing.
+            ids += [np.asarray(row or [fill.id], np.int32) for row in out["input_ids"]]
             if types:
-                kinds += [np.asarray(row, np.int8) for row in out["token_type_ids"]]
+                kinds += [np.asarray(row or [fill.type], np.int8) for row in out["token_type_ids"]]
         return cls(
             ids=torch.from_numpy(np.concatenate(ids)).to(device),
             types=torch.from_numpy(np.concatenate(kinds)).to(device) if types else None,
             offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
-            pad_id=tokenizer.pad_token_id or 0,
-            # XLNet was trained with a separate token type for padding, which its tokenizer no longer reports.
-            pad_type=3 if "XLNet" in type(tokenizer).__name__ else getattr(tokenizer, "pad_token_type_id", 0) or 0,
-            left=tokenizer.padding_side == "left",
+            padding=fill,
             multiple=multiple,
         )
 
@@ -107,13 +130,16 @@ class TokenizedSplit:
         longest = min(-(-longest // self.multiple) * self.multiple, len(self._columns))
         columns = self._columns[:longest].expand(len(rows), longest)
         sizes = self._sizes[index, None]
-        if self.left:
+        if self.padding.left:
             columns = columns - (longest - sizes)
         inside = (columns >= 0) & (columns < sizes)
         where = torch.where(inside, self._starts[index, None] + columns, 0)
-        out = {"input_ids": torch.where(inside, self.ids[where], self.pad_id).long(), "attention_mask": inside.long()}
+        out = {
+            "input_ids": torch.where(inside, self.ids[where], self.padding.id).long(),
+            "attention_mask": inside.long(),
+        }
         if self.types is not None:
-            out["token_type_ids"] = torch.where(inside, self.types[where], self.pad_type).long()
+            out["token_type_ids"] = torch.where(inside, self.types[where], self.padding.type).long()
         return out
 
     def by_length(self, batch_size: int) -> list[np.ndarray]:

@@ -15,7 +15,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from distill.checks import UserError, one_of
 from distill.models.engine import isolated_rng
-from distill.models.loading import check_length, load_classifier, load_tokenizer, quiet, resolve
+from distill.models.loading import load_classifier, load_tokenizer, quiet, resolve
+from distill.models.trial import try_out, try_saving
 from distill.settings import CheckpointStudent, FreshStudent, StudentSettings, TruncateStudent
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -127,9 +128,11 @@ def build_student(settings: StudentSettings, labels: Sequence[str], texts: Texts
         seed: seed of the weights that are drawn.
 
     Raises:
-        UserError: for an unknown kind, a checkpoint that cannot be used, or `max_length` above the model's limit.
+        UserError: for an unknown kind, or a model that cannot run, be trained or be saved: all of it is tried out here.
     """
     one_of(settings.kind, tuple(STUDENTS), "student.kind")
     model, tokenizer = STUDENTS[settings.kind](settings, labels, texts, seed)
-    check_length(model, settings.max_length, "student")
+    try_out(model, tokenizer, texts, settings.max_length, "student", trains=True)
+    if settings.kind != FreshStudent.kind:
+        try_saving(model, tokenizer, "student")
     return model, tokenizer

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import inspect
+import json
 import logging
 import re
 import warnings
@@ -19,9 +21,12 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     disable_progress_bars,
     enable_progress_bars,
 )
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from distill.cache import CHECKPOINT_FILES
 from distill.checks import UserError, expand
 from distill.models.engine import isolated_rng
 
@@ -29,14 +34,8 @@ log = logging.getLogger(__name__)
 
 # Without `trust_remote_code` the library asks at the terminal whether to run a checkpoint's own code.
 SAFELY = {"local_files_only": True, "trust_remote_code": False}
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
+# What torch.compile and the wrappers for several processes put into the names of weights.
+WRAPPERS = re.compile(r"(^|\.)(?:(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
 
 
 @contextmanager
@@ -88,7 +87,7 @@ def resolve(path: str, what: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        return Path(snapshot_download(path, allow_patterns=[f"*{end}" for end in CHECKPOINT_FILES]))
     except Exception as error:  # the hub's client raises errors of many classes when it cannot get a model
         raise UserError(
             f"{what}: {path} is not a folder and could not be read from the hub ({type(error).__name__}); "
@@ -124,12 +123,29 @@ def load_config(folder: Path, what: str, **changes: Any) -> Any:
     """
     try:
         with quiet():
-            return AutoConfig.from_pretrained(folder, **SAFELY, **changes)
+            config = AutoConfig.from_pretrained(folder, **SAFELY, **changes)
+        for part in {id(c): c for c in (config, config.get_text_config())}.values():
+            part.return_dict = True  # outputs are read by name; `return_dict: false` would make tuples of them
     except Exception as error:
         _raise_if_own_code(error, folder, what)
+        raise UserError(f"{what}: {folder}/config.json is not a transformers configuration ({reason(error)})") from None
+    return config
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one short line that names its class."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:200] if text else type(error).__name__
+
+
+def check_outputs(config: Any, folder: Path, what: str) -> None:
+    """Raise `UserError` unless the outputs of a fine-tuned classifier are numbered from 0 in its `id2label`."""
+    numbers = sorted(config.id2label or {})
+    if numbers != list(range(len(numbers))):
         raise UserError(
-            f"{what}: {folder}/config.json is not a transformers configuration ({type(error).__name__})"
-        ) from None
+            f"{what}: id2label in {folder}/config.json numbers the outputs {', '.join(map(str, numbers[:4]))}, ...; "
+            "number them from 0, in the order of the outputs"
+        )
 
 
 def _raise_if_own_code(error: Exception, folder: Path, what: str) -> None:
@@ -146,18 +162,40 @@ def load_tokenizer(folder: Path, what: str) -> Any:
     Raises:
         UserError: if the folder has no tokenizer, for which the library would make up an empty one, or a broken one.
     """
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(
-            f"{what}: {folder} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save one beside the model"
-        )
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(folder, **SAFELY)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **SAFELY)
+            special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+            # For a folder without a vocabulary the library makes a tokenizer of the special tokens alone.
+            empty = all(token in special or not token.strip("\u2581") for token in tokenizer.get_vocab())
     except Exception as error:
         _raise_if_own_code(error, folder, what)
-        raise UserError(
-            f"{what}: {folder} holds no usable tokenizer ({type(error).__name__}); save one beside the model"
-        ) from None
+        why = _missing_package(folder) or f"{reason(error)}; save one beside the model"
+        raise UserError(f"{what}: {folder} holds no usable tokenizer ({why})") from None
+    if empty:
+        why = _missing_package(folder) or "there is no vocabulary; save one beside the model"
+        raise UserError(f"{what}: {folder} holds no tokenizer ({why})")
+    return tokenizer
+
+
+def _missing_package(folder: Path) -> str | None:
+    """Which package would read the tokenizer, if one is missing; the library hides that cause."""
+    pieces = sorted(path.name for path in folder.glob("*.model"))
+    missing = [name for name in ("sentencepiece", "protobuf") if not _is_installed(name)]
+    if not pieces or not missing or (folder / "tokenizer.json").is_file():
+        return None
+    return (
+        f"reading {pieces[0]} needs the package {missing[0]}, which is not installed; install it "
+        f"(pip install {missing[0]}), or save the tokenizer as tokenizer.json"
+    )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def load_classifier(
@@ -189,57 +227,182 @@ def load_classifier(
             "label2id": {name: i for i, name in enumerate(labels)},
         }
     config = load_config(folder, what, **changes)
+    if labels is None:
+        check_outputs(config, folder, what)
     if layers is not None:
-        depth = config.num_hidden_layers
-        if layers > depth:
-            raise UserError(f"{what}: layers={layers}, but {folder} has only {depth}")
-        config.num_hidden_layers = layers
+        _keep_layers(config, layers, folder, what)
     if dropout is not None:
         _set_dropout(config, dropout)
-    return _load(AutoModelForSequenceClassification, folder, config, seed, what, complete=labels is None)
+    model, report = _load(AutoModelForSequenceClassification, folder, config, seed, what, new_head=labels is not None)
+    _check_classifier(report, model, folder, what, new_head=labels is not None, cut=layers is not None)
+    return model
 
 
 def load_encoder(folder: Path, what: str) -> nn.Module:
     """The encoder of a checkpoint, without a head.
 
     Raises:
-        UserError: for a checkpoint that cannot be loaded.
+        UserError: for a checkpoint that cannot be loaded, or lacks a part of the encoder's weights.
     """
-    return _load(AutoModel, folder, None, 0, what)
+    model, report = _load(AutoModel, folder, load_config(folder, what), 0, what)
+    _check_present(_needed(report, model), report, folder, what)
+    return model
 
 
-def _load(cls: Any, folder: Path, config: Any, seed: int, what: str, complete: bool = False) -> nn.Module:
+def _keep_layers(config: Any, layers: int, folder: Path, what: str) -> None:
+    """Let the configuration describe the first `layers` layers only, with its lists of one entry a layer."""
+    text = config.get_text_config()
+    depth = getattr(text, "num_hidden_layers", None)
+    if depth is None:
+        raise UserError(
+            f"{what}: {folder} cannot be cut: its configuration has no num_hidden_layers; keep all its layers"
+        )
+    if layers > depth:
+        raise UserError(f"{what}: layers={layers}, but {folder} has only {depth}")
+    if layers == depth:
+        return
+    for key, value in list(vars(text).items()):
+        # Lists of token ids and of class names may have as many entries by chance.
+        per_layer = isinstance(value, list | tuple) and len(value) == depth and "token" not in key
+        if per_layer and key != "architectures":
+            setattr(text, key, value[:layers])
+    try:
+        text.num_hidden_layers = layers
+    except Exception as error:  # a family whose depth follows from something else
+        raise UserError(
+            f"{what}: {folder} cannot be cut to {layers} layers ({reason(error)}); keep all its layers"
+        ) from None
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def _load(
+    cls: Any, folder: Path, config: Any, seed: int, what: str, new_head: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A model with the weights of a folder, and the library's report on them: missing, unexpected and mismatched keys."""
     if not any(folder.glob("*.safetensors")):
         raise UserError(
             f"{what}: {folder} has no .safetensors weights; convert pickled weights with save_pretrained first"
         )
-    extra = {} if config is None else {"config": config}
-    try:
-        with quiet(), isolated_rng(seed):
-            model, report = cls.from_pretrained(
-                folder,
-                **SAFELY,
+
+    def read(cls: Any, place: Path | None, **more: Any) -> tuple[Any, dict[str, Any]]:
+        with isolated_rng(seed):
+            made: tuple[Any, dict[str, Any]] = cls.from_pretrained(
+                place,
+                config=config,
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
-                **extra,
+                ignore_mismatched_sizes=True,  # they are refused by name, except in a head that is replaced
+                **SAFELY,
+                **more,
             )
+        return made
+
+    try:
+        with quiet():
+            model, report = read(cls, folder)
+            if _needed(report, model):
+                renamed = _without_wrappers(folder, model)
+                if renamed is not None:
+                    model, report = read(type(model), None, state_dict=renamed)
     except Exception as error:
         _raise_if_own_code(error, folder, what)
-        raise UserError(f"{what}: {folder} could not be loaded ({' '.join(str(error).split())[:160]})") from None
-    missing = sorted(report["missing_keys"]) if complete else []
-    if missing:
-        raise UserError(
-            f"{what}: {folder} holds no weights for {missing[0]}; it is not a fine-tuned classifier "
-            "(kind=finetune fine-tunes it)"
-        )
+        raise UserError(f"{what}: {folder} could not be loaded ({reason(error)})") from None
+    _check_shapes(report, model, folder, what, new_head)
     broken = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
     if broken:
         raise UserError(
             f"{what}: {folder} holds NaN or infinite weights in {broken[0]}; use an earlier checkpoint of that training"
         )
-    loaded: nn.Module = model.eval()
-    return loaded
+    return model.eval(), report
+
+
+def _in_head(name: str, model: Any) -> bool:
+    """Whether a weight belongs to a classification head. Poolers do: checkpoints of language models have none."""
+    prefix = f"{model.base_model_prefix}."
+    whole = model.base_model is model  # a model without a head
+    return "pooler" in name or not (whole or name.startswith(prefix))
+
+
+def _needed(report: dict[str, Any], model: Any) -> list[str]:
+    """The weights outside the head that the checkpoint does not hold, in the model's order."""
+    missing = set(report["missing_keys"])
+    return [name for name in model.state_dict() if name in missing and not _in_head(name, model)]
+
+
+def _without_wrappers(folder: Path, model: Any) -> dict[str, torch.Tensor] | None:
+    """The weights under the names that the model knows, if only wrappers' prefixes keep them apart; else None."""
+    names = _weight_files(folder)
+    known = set(model.state_dict())
+    for outer in ("", "model."):  # Lightning and others keep the model in an attribute of that name
+        new = {name: WRAPPERS.sub(r"\1", name).removeprefix(outer) for name in names}
+        new = {name: WRAPPERS.sub(r"\1", short) for name, short in new.items()}
+        prefix = f"{model.base_model_prefix}."
+        fits = sum(
+            short in known or prefix + short in known or short.removeprefix(prefix) in known for short in new.values()
+        )
+        before = sum(name in known or prefix + name in known or name.removeprefix(prefix) in known for name in names)
+        if fits > before and len(set(new.values())) == len(new):
+            weights: dict[str, torch.Tensor] = {}
+            for file in sorted(set(names.values())):
+                weights |= {new[name]: tensor for name, tensor in load_file(file).items() if name in new}
+            return weights
+    return None
+
+
+def _weight_files(folder: Path) -> dict[str, Path]:
+    """The file of every weight that the library would read from a folder."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        files = [folder / "model.safetensors"]
+    else:
+        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    names: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            names |= dict.fromkeys(opened.keys(), file)
+    return names
+
+
+def _check_shapes(report: dict[str, Any], model: Any, folder: Path, what: str, new_head: bool) -> None:
+    """Raise `UserError` for a weight of another shape than the configuration says, except in a head that is replaced."""
+    wrong = sorted(entry for entry in report["mismatched_keys"] if not (new_head and _in_head(entry[0], model)))
+    if wrong:
+        name, held, expected = wrong[0]
+        raise UserError(
+            f"{what}: {folder} could not be loaded: {name} has shape {tuple(held)}, its config.json says {tuple(expected)}; "
+            "config.json and weights must be of the same model"
+        )
+
+
+def _check_present(needed: list[str], report: dict[str, Any], folder: Path, what: str) -> None:
+    """Raise `UserError` if weights outside the head are missing: the library would draw them at random."""
+    if needed:
+        other = sorted(report["unexpected_keys"])
+        held = f" (it holds {other[0]}, which the model has no place for)" if other else ""
+        raise UserError(
+            f"{what}: {folder} holds no weights for {needed[0]}{held}; "
+            "use a folder whose config.json and weights were saved together by save_pretrained"
+        )
+
+
+def _check_classifier(report: dict[str, Any], model: Any, folder: Path, what: str, new_head: bool, cut: bool) -> None:
+    """Raise `UserError` if weights are missing that are not those of a new head, or a layer is left over."""
+    _check_present(_needed(report, model), report, folder, what)
+    missing = [] if new_head else sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{what}: {folder} holds no weights for {missing[0]}; it is not a fine-tuned classifier "
+            "(kind=finetune fine-tunes it)"
+        )
+    known = {re.sub(r"\.\d+\.", ".N.", name) for name in model.state_dict()}
+    extra = [n for n in sorted(report["unexpected_keys"]) if re.sub(r"\.\d+\.", ".N.", n) in known and not cut]
+    if extra:
+        raise UserError(
+            f"{what}: {folder} holds {extra[0]}, but its config.json has fewer layers; use the config.json of these weights"
+        )
 
 
 def _set_dropout(config: Any, rate: float) -> None:
@@ -256,19 +419,19 @@ def takes_token_types(model: Any) -> bool:
     )
 
 
-def check_length(model: Any, max_length: int, what: str) -> None:
-    """Raise `UserError` if the model has fewer positions than `max_length` tokens."""
-    positions = getattr(model.config, "max_position_embeddings", None) or 0
-    if model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= model.config.pad_token_id + 1  # their first position comes after that of padding
-    if positions > 0 and max_length > positions:
-        raise UserError(f"{what}: max_length={max_length} is more than its {positions} positions")
+def vocabulary(model: Any) -> int | None:
+    """How many tokens the model has a vector for; None where nothing says (models that hash characters)."""
+    try:
+        return len(model.get_input_embeddings().weight)
+    except (NotImplementedError, AttributeError):
+        size = getattr(model.config, "vocab_size", None)
+        return size if isinstance(size, int) else None
 
 
 def check_tokens(model: Any, tokenizer: Any, largest: int) -> None:
     """Raise `UserError` if the model has no vector for `largest`, the largest token id of some text."""
-    known = len(model.get_input_embeddings().weight)
-    if largest >= known:
+    known = vocabulary(model)
+    if known is not None and largest >= known:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path or 'the student'} gives token {largest}, but its model has only "
             f"{known} tokens: they do not belong together; use a folder that has both from the same model"

@@ -12,7 +12,8 @@ from distill import cache
 from distill.data.splits import Split, Task
 from distill.data.tokens import TokenizedSplit, run_rows
 from distill.models.engine import Engine
-from distill.models.loading import check_length, load_classifier, load_config, load_tokenizer, output_order, resolve
+from distill.models.loading import check_outputs, load_classifier, load_config, load_tokenizer, output_order, resolve
+from distill.models.trial import LOOKED_AT, padded_fingerprint, try_out
 from distill.settings import CheckpointTeacher, StudentSettings, digest
 from distill.student import Student
 from distill.teachers.signals import Source
@@ -44,6 +45,7 @@ class ModelTeacher:
         self.name, self.folder, self.width = name, folder, task.num_classes
         self.engine, self.max_length, self.labels, self.label_names = engine, max_length, labels, task.label_names
         self.fingerprint = digest(fingerprint, labels, task.label_names, max_length, engine.form)
+        self._texts = task.splits["train"].texts[:LOOKED_AT]
         self._student: Student | None = None
         self._order: list[int] = []
         self._prepared: tuple[str, TokenizedSplit] | None = None
@@ -72,27 +74,28 @@ class ModelTeacher:
         """The model with its tokenizer, loaded at the first call.
 
         Raises:
-            UserError: for a checkpoint that cannot be loaded or does not fit the task.
+            UserError: for a checkpoint that cannot be loaded, does not fit the task or fails on its texts.
         """
         if self._student is None:
             what = f"teacher {self.name}"
             model = load_classifier(self.folder, None, 0, what)
-            check_length(model, self.max_length, what)
             self._order = output_order(model, self.label_names, self.labels, what)
             tokenizer, settings = load_tokenizer(self.folder, what), StudentSettings(max_length=self.max_length)
+            try_out(model, tokenizer, self._texts, self.max_length, what)
             self._student = Student(model, tokenizer, settings, self.engine)
         return self._student
 
 
 def build_checkpoint(spec: CheckpointTeacher, task: Task, home: Path, engine: Engine, folds: int) -> Source:
-    """The teacher of a checkpoint. Its labels and its length are checked now; its weights are read later.
+    """The teacher of a checkpoint. Its labels are checked now; its weights are read later.
 
     Cross-fitting does not apply: this checkpoint was not fine-tuned here.
     """
     folder = resolve(str(spec.path), spec.what)
     # The configuration is enough to find a teacher of another task before anything is trained or written.
     model = SimpleNamespace(config=load_config(folder, spec.what))
+    check_outputs(model.config, folder, spec.what)
     output_order(model, task.label_names, spec.labels, spec.what)
-    check_length(model, spec.max_length, spec.what)
-    weights = cache.folder_fingerprint(folder)
+    tokenizer = load_tokenizer(folder, spec.what)
+    weights = padded_fingerprint(cache.folder_fingerprint(folder), model.config, tokenizer)
     return ModelTeacher(spec.name, folder, weights, task, engine, spec.max_length, spec.labels)

@@ -9,7 +9,6 @@ import hashlib
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from distill.data.splits import Split
 from distill.data.tokens import Batch, TokenizedSplit, run_over, run_rows
 from distill.models.engine import Engine
 from distill.models.loading import (
-    check_length,
     check_tokens,
     load_config,
     load_encoder,
@@ -30,6 +28,7 @@ from distill.models.loading import (
     resolve,
     takes_token_types,
 )
+from distill.models.trial import padded_fingerprint, settle_padding, tokenize, try_out
 from distill.settings import BagEncoderSettings, EncoderSettings, TransformerEncoderSettings, digest
 from distill.teachers.signals import Source
 
@@ -89,15 +88,16 @@ class TransformerEncoder:
         self.settings, self.engine = settings, engine
         self.folder = resolve(str(settings.path), "encoder")
         self.name = "encoder"
-        self.fingerprint = digest(
-            cache.folder_fingerprint(self.folder), settings.pooling, settings.max_length, str(engine.amp)
-        )
-        config = load_config(self.folder, "encoder")
+        config = load_config(self.folder, "encoder").get_text_config()
         if not hasattr(config, "hidden_size"):
             raise UserError(f"encoder: {settings.path} is not an encoder: its configuration has no hidden_size")
         self.width = int(config.hidden_size)
-        check_length(SimpleNamespace(config=config), settings.max_length, "encoder")
+        weights = padded_fingerprint(
+            cache.folder_fingerprint(self.folder), config, load_tokenizer(self.folder, "encoder")
+        )
+        self.fingerprint = digest(weights, settings.pooling, settings.max_length, str(engine.amp))
         self._model: Any = None
+        self._tokenizer: Any = None
         self._prepared: tuple[str, TokenizedSplit] | None = None
 
     def compute(self, split: Split) -> np.ndarray:
@@ -109,30 +109,69 @@ class TransformerEncoder:
         return unit(run_rows(self._tokens(split), rows, self._pool).numpy())
 
     def _tokens(self, split: Split) -> TokenizedSplit:
-        if self._model is None:
-            self._model = load_encoder(self.folder, "encoder").to(self.engine.device)
+        self.load(split)
         if self._prepared is None or self._prepared[0] != split.fingerprint:
-            tokenizer, types = load_tokenizer(self.folder, "encoder"), takes_token_types(self._model)
-            tokens = TokenizedSplit.build(
-                split.texts, tokenizer, self.settings.max_length, self.engine.device, types, self.engine.multiple
+            tokens = tokenize(
+                split.texts,
+                self._tokenizer,
+                self.settings.max_length,
+                "encoder",
+                device=self.engine.device,
+                types=takes_token_types(self._model),
+                multiple=self.engine.multiple,
+                padding=settle_padding(self._model, self._tokenizer),
             )
-            check_tokens(self._model, tokenizer, int(tokens.ids.max()))
+            check_tokens(self._model, self._tokenizer, int(tokens.ids.max()))
             self._prepared = split.fingerprint, tokens
         return self._prepared[1]
 
+    def load(self, split: Split) -> None:
+        """Load the model and its tokenizer at the first call, and try them out on texts of the split.
+
+        Raises:
+            UserError: for a checkpoint that cannot be loaded or fails on the texts.
+        """
+        if self._model is not None:
+            return
+        model: Any = load_encoder(self.folder, "encoder")
+        self._tokenizer = load_tokenizer(self.folder, "encoder")
+        try:
+            self._try_out(model, split)
+        except UserError:
+            if not model.config.is_encoder_decoder:
+                raise
+            model = model.get_encoder()  # the whole of T5 also needs what its decoder reads
+            self._try_out(model, split)
+        self._model = model.to(self.engine.device)
+
+    def _try_out(self, model: Any, split: Split) -> None:
+        def run(batch: Batch) -> Tensor:
+            states = model(**batch).last_hidden_state
+            expected = (*batch["input_ids"].shape, self.width)
+            if tuple(states.shape) != expected:
+                raise UserError(f"it gives states of shape {tuple(states.shape)}, not {expected}: one for each token")
+            return pooled(states, batch["attention_mask"], self.settings.pooling)
+
+        try_out(model, self._tokenizer, split.texts, self.settings.max_length, "encoder", run)
+
     def release(self) -> None:
         """Free the model and the tokens. They are loaded again when they are needed."""
-        self._model = self._prepared = None
+        self._model = self._tokenizer = self._prepared = None
 
     def _pool(self, batch: Batch) -> Tensor:
         """Vectors `[B, hidden size]` of a padded batch, before they are scaled."""
         with self.engine.autocast():
             states: Tensor = self._model(**batch).last_hidden_state.float()
-        mask = batch["attention_mask"].unsqueeze(-1).float()
-        if self.settings.pooling == "mean":
-            return (states * mask).sum(1) / mask.sum(1).clamp_min(1)
-        first = batch["attention_mask"].argmax(1)  # 0, unless the batch is padded on the left
-        return states[torch.arange(len(states), device=states.device), first]
+        return pooled(states, batch["attention_mask"], self.settings.pooling)
+
+
+def pooled(states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
+    """One vector a row `[B,H]` from the states of its tokens `[B,L,H]`: their mean, or the first token's."""
+    if pooling == "mean":
+        mask = attention_mask.unsqueeze(-1).float()
+        return (states * mask).sum(1) / mask.sum(1).clamp_min(1)
+    first = attention_mask.argmax(1)  # 0, unless the batch is padded on the left
+    return states[torch.arange(len(states), device=states.device), first]
 
 
 ENCODERS: dict[str, Callable[[Any, Engine], Source]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from distill.data.tokens import Stream
 from distill.losses import label_loss
 from distill.models.build import fresh_classifier, word_tokenizer
 from distill.models.engine import Engine, isolated_rng
-from distill.models.loading import check_length, load_classifier, load_tokenizer, resolve
+from distill.models.loading import load_classifier, load_tokenizer, resolve
+from distill.models.trial import try_out, try_saving
 from distill.settings import FinetuneTeacher, SklearnTeacher, StudentSettings, TeacherSettings, digest
 from distill.student import Student
 from distill.teachers.checkpoint import ModelTeacher
@@ -212,7 +213,7 @@ def fit(
     if spec.share < 1:
         data = data.take(stratified(data.labels, max(1, round(spec.share * len(data))), rng))
     # 1. The model and its tokenizer.
-    model, tokenizer = _initial(spec, task, base)
+    model, tokenizer = _initial(spec, task, base, data.texts)
     settings = StudentSettings(
         lr=spec.lr, schedule="linear", warmup=0.06, max_length=spec.max_length, freeze_embeddings=spec.freeze_embeddings
     )
@@ -241,8 +242,8 @@ def fit(
     return {"steps": steps, "instances": len(data), "seconds": round(time.perf_counter() - started, 1)}
 
 
-def _initial(spec: FinetuneTeacher, task: Task, base: Path | None) -> tuple[Any, Any]:
-    """The model before fine-tuning, and its tokenizer."""
+def _initial(spec: FinetuneTeacher, task: Task, base: Path | None, texts: Sequence[tuple[str, ...]]) -> tuple[Any, Any]:
+    """The model before fine-tuning, and its tokenizer, after they were tried out on `texts`."""
     if base is None:
         tokenizer = word_tokenizer(vocabulary_texts(task), spec.max_length)
         config = {"max_position_embeddings": spec.max_length, **spec.config}
@@ -250,5 +251,7 @@ def _initial(spec: FinetuneTeacher, task: Task, base: Path | None) -> tuple[Any,
     else:
         tokenizer = load_tokenizer(base, spec.what)
         model = load_classifier(base, task.label_names, spec.seed, spec.what, spec.layers)
-    check_length(model, spec.max_length, spec.what)
+    try_out(model, tokenizer, texts, spec.max_length, spec.what, trains=True)
+    if base is not None:
+        try_saving(model, tokenizer, spec.what)
     return model, tokenizer

@@ -22,11 +22,12 @@ from distill.settings import (
     TeacherSettings,
     TeachersSettings,
 )
-from distill.teachers.checkpoint import build_checkpoint
+from distill.teachers.checkpoint import ModelTeacher, build_checkpoint
 from distill.teachers.finetune import build_finetune, learns_train, training_data
 from distill.teachers.ngrams import build_sklearn
 from distill.teachers.predictions import FileTeacher, build_predictions
 from distill.teachers.signals import Source
+from distill.teachers.store import is_stored
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,18 @@ def load_pool(settings: TeachersSettings, task: Task, home: Path, engine: Engine
             resolve(spec.path, spec.what)
         if isinstance(spec, FinetuneTeacher | SklearnTeacher):
             training_data(spec, task, settings.folds)
-    cheap_first = sorted(settings.pool, key=lambda spec: isinstance(spec, FinetuneTeacher | SklearnTeacher))
-    teachers = {spec.name: load_teacher(spec, task, home, engine, settings.folds) for spec in cheap_first}
+    trained = [spec for spec in settings.pool if isinstance(spec, FinetuneTeacher | SklearnTeacher)]
+    teachers = {
+        spec.name: load_teacher(spec, task, home, engine, settings.folds)
+        for spec in settings.pool
+        if spec not in trained
+    }
+    if trained:  # a checkpoint that fails is found before the others are fine-tuned
+        for teacher in teachers.values():
+            if isinstance(teacher, ModelTeacher) and not is_stored(teacher, task.splits["train"], home):
+                teacher.load()
+                teacher.release()
+    teachers |= {spec.name: load_teacher(spec, task, home, engine, settings.folds) for spec in trained}
     if settings.calibrate == "none":
         _warn_of_certain(teachers.values())
     return [teachers[spec.name] for spec in settings.pool]

@@ -119,7 +119,7 @@ def stored(source: Source, split: Split, home: Path) -> StoredArray:
         "name": source.name,
         "count": len(split),
     }
-    folder = home / "signals" / split.fingerprint / f"{source.name}-{source.fingerprint}-v{FORMAT}"
+    folder = _entry(source, split, home)
     shards = folder.with_name(f".{folder.name}.shards")
 
     def build(temporary: Path) -> dict[str, Any]:
@@ -144,6 +144,15 @@ def stored(source: Source, split: Split, home: Path) -> StoredArray:
     cache.entry(folder, facts, build, checked_later=("values.f32",))
     shutil.rmtree(shards, ignore_errors=True)
     return StoredArray(folder, len(split), source.width)
+
+
+def _entry(source: Source, split: Split, home: Path) -> Path:
+    return home / "signals" / split.fingerprint / f"{source.name}-{source.fingerprint}-v{FORMAT}"
+
+
+def is_stored(source: Source, split: Split, home: Path) -> bool:
+    """Whether there is an entry with the outputs of a source for a split. Its content is checked when it is read."""
+    return _entry(source, split, home).is_dir()
 
 
 def _shard(source: Source, part: Split, folder: Path, start: int) -> np.ndarray:

@@ -24,7 +24,6 @@ from distill.models.build import STUDENTS, build_student, fresh_classifier, word
 from distill.models.engine import Engine, isolated_rng, pick_amp, pick_device
 from distill.models.fast import speed_up, trim_last_layer
 from distill.models.loading import (
-    check_length,
     load_classifier,
     load_encoder,
     load_tokenizer,
@@ -32,6 +31,7 @@ from distill.models.loading import (
     quiet,
     resolve,
 )
+from distill.models.trial import try_out
 from distill.settings import (
     STUDENT_KINDS,
     CheckpointStudent,
@@ -228,15 +228,16 @@ def test_an_unknown_key_of_a_config_is_refused(key: str) -> None:
 def test_more_tokens_than_positions_are_refused(zoo: dict[str, Path], name: str, most: int | None) -> None:
     model = load_classifier(zoo[name], ["a", "b"], 0, "x")
     ids = torch.full((1, (most or 900) + 1), 7)
+    tokenizer = load_tokenizer(zoo[name], "x")
     with torch.no_grad():
         assert model(ids[:, 1:]).logits.isfinite().all()
-        check_length(model, most or 900, "x")
+        try_out(model, tokenizer, TEXTS[:1], most or 900, "x")
         if most is None:
             return
         with pytest.raises((IndexError, RuntimeError)):
             model(ids)
     with pytest.raises(UserError, match=rf"^x: max_length={most + 1} is more than its {most} positions$"):
-        check_length(model, most + 1, "x")
+        try_out(model, tokenizer, TEXTS[:1], most + 1, "x")
     settings = CheckpointStudent(path=str(zoo[name]), max_length=most + 1)
     with pytest.raises(UserError, match=rf"^student: max_length={most + 1} "):
         build_student(settings, ("no", "yes"), TEXTS, 0)

@@ -31,7 +31,7 @@ def test_a_batch_equals_the_tokenizers_own_padding(
     tokenizer = transformers.AutoTokenizer.from_pretrained(zoo[name])
     texts = [t[:1] if single else t for t in pairs().texts]
     split = TokenizedSplit.build(texts, tokenizer, limit, types=TYPED[name])
-    assert split.left == (name == "xlnet")
+    assert split.padding.left == (name == "xlnet")
     for rows in ([0], [4, 1, 7], list(range(12, -1, -1))):
         columns = [[texts[i][c] for i in rows] for c in range(len(texts[0]))]
         how = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
