@@ -205,7 +205,7 @@ def entry(
         UserError: when the facts differ (the message names both sides), when the entry is damaged, or when the disk is
             full or read-only. The cache is unchanged then.
     """
-    if _missing(folder):
+    if missing(folder):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -214,7 +214,7 @@ def entry(
             ) from None
         lock = FileLock(f"{folder}.lock") if parallel.is_first() else nullcontext()
         with writing(folder.parent, "set TEACHER_SELECT_HOME to a writable place"), lock:
-            if _missing(folder):
+            if missing(folder):
                 _build(folder, facts, build, checked_later)
         parallel.wait()
     manifest = read_manifest(folder)
@@ -226,7 +226,7 @@ def entry(
     return manifest
 
 
-def _missing(folder: Path) -> bool:
+def missing(folder: Path) -> bool:
     """Whether an entry must be built. The first process decides for all."""
     return bool(parallel.from_first(np.array([not (folder / MANIFEST).is_file()], np.int8))[0])
 

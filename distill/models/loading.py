@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from distill.checks import UserError, expand
 from distill.models.engine import isolated_rng
+from distill.models.labels import all_matched, check_head, missing_names, order_of_unnamed, unnamed
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def load_config(folder: Path, what: str, **changes: Any) -> Any:
     """
     try:
         with quiet():
-            return AutoConfig.from_pretrained(folder, **SAFELY, **changes)
+            return AutoConfig.from_pretrained(folder, **SAFELY, **{**missing_names(folder), **changes})
     except Exception as error:
         _raise_if_own_code(error, folder, what)
         raise UserError(
@@ -187,6 +188,7 @@ def load_classifier(
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
             "label2id": {name: i for i, name in enumerate(labels)},
+            "problem_type": None,  # a new head has one label an instance, whatever the old one had
         }
     config = load_config(folder, what, **changes)
     if layers is not None:
@@ -278,8 +280,8 @@ def check_tokens(model: Any, tokenizer: Any, largest: int) -> None:
 def output_order(model: Any, label_names: Sequence[str], given: Sequence[str] | None, what: str) -> list[int]:
     """For each label of the task, the index of the model's output for it.
 
-    Names are compared without regard to case, spaces, '-' and '_'. Outputs with the library's default names (LABEL_0,
-    ...) are taken to be in the task's order, with a warning.
+    Names are compared as they are, and then without regard to case, spaces, '-' and '_' where that leaves no doubt.
+    Outputs with the library's default names (LABEL_0, ...) are taken to be in the task's order, with a warning.
 
     Args:
         model: a classifier, or anything with its `config`.
@@ -288,7 +290,8 @@ def output_order(model: Any, label_names: Sequence[str], given: Sequence[str] | 
         what: how messages name the model.
 
     Raises:
-        UserError: if the numbers of classes differ, or a label has no output of its name.
+        UserError: if the numbers of classes differ, a label has no output of its own, or the outputs are no logits of one
+            label an instance.
     """
     count = int(model.config.num_labels)
     if count != len(label_names):
@@ -296,27 +299,18 @@ def output_order(model: Any, label_names: Sequence[str], given: Sequence[str] | 
             f"{what}: has {count} classes, the task has {len(label_names)} ({', '.join(label_names)}); use a teacher of this task"
         )
     names = [str(model.config.id2label[i]) for i in range(count)]
+    check_head(model.config, given, what)
     if given is not None:
         if len(given) != count:
             raise UserError(f"{what}: labels lists {len(given)} names for {count} outputs")
         names = list(given)
-    elif all(re.fullmatch(r"LABEL_\d+", n) for n in names):
+    elif unnamed(names, label_names):
+        order = order_of_unnamed(names, label_names)
         log.warning(
             "%s: its outputs are named LABEL_0, ...; they are taken to be %s (set labels=[...] if the order differs)",
             what,
-            ", ".join(label_names),
+            ", ".join(label_names[order.index(i)] for i in range(count)),
         )
-        return list(range(count))
-
-    place = {_normalised(n): i for i, n in enumerate(names)}
-    missing = [n for n in label_names if _normalised(n) not in place]
-    if missing:
-        raise UserError(
-            f"{what}: no output named {missing[0]!r}; its outputs are {', '.join(names)}; "
-            "set the teacher's labels=[...] in output order"
-        )
-    return [place[_normalised(n)] for n in label_names]
-
-
-def _normalised(name: str) -> str:
-    return re.sub(r"[\s_-]+", "_", name.strip().lower())
+        return order
+    way_out = f"its outputs are {', '.join(names)}; set the teacher's labels=[...] in output order"
+    return all_matched(names, label_names, f"{what}: no output named", way_out)

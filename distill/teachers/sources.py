@@ -22,7 +22,7 @@ from distill.settings import (
     TeacherSettings,
     TeachersSettings,
 )
-from distill.teachers.checkpoint import build_checkpoint
+from distill.teachers.checkpoint import ModelTeacher, build_checkpoint, check_order
 from distill.teachers.finetune import build_finetune, learns_train, training_data
 from distill.teachers.ngrams import build_sklearn
 from distill.teachers.predictions import FileTeacher, build_predictions
@@ -74,8 +74,13 @@ def load_pool(settings: TeachersSettings, task: Task, home: Path, engine: Engine
             resolve(spec.path, spec.what)
         if isinstance(spec, FinetuneTeacher | SklearnTeacher):
             training_data(spec, task, settings.folds)
-    cheap_first = sorted(settings.pool, key=lambda spec: isinstance(spec, FinetuneTeacher | SklearnTeacher))
-    teachers = {spec.name: load_teacher(spec, task, home, engine, settings.folds) for spec in cheap_first}
+    learnt = [spec for spec in settings.pool if isinstance(spec, FinetuneTeacher | SklearnTeacher)]
+    given = [spec for spec in settings.pool if spec not in learnt]
+    teachers = {spec.name: load_teacher(spec, task, home, engine, settings.folds) for spec in given}
+    for teacher in teachers.values():
+        if isinstance(teacher, ModelTeacher) and teacher.unnamed:
+            check_order(teacher, task, home)
+    teachers |= {spec.name: load_teacher(spec, task, home, engine, settings.folds) for spec in learnt}
     if settings.calibrate == "none":
         _warn_of_certain(teachers.values())
     return [teachers[spec.name] for spec in settings.pool]
