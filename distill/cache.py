@@ -24,6 +24,7 @@ from distill.settings import digest
 
 MANIFEST = "manifest.json"
 SEAL = "seal"  # key of a JSON file's checksum over itself
+SMALL = 4 << 20  # bytes up to which a file is read to see whether it has changed
 FULL = {errno.ENOSPC, errno.EDQUOT}
 WRITE_ERRORS = FULL | {errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
@@ -48,12 +49,49 @@ def folder_fingerprint(folder: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def stamp(path: str) -> list[Any]:
-    """What shows that the local files behind a path have changed: names, sizes, times and inodes. Hub ids and packages
-    are their name."""
-    place = expand(path)
+def stamp(path: str | Path) -> list[Any]:
+    """What shows that the files at a path have changed: their names and contents.
+
+    Of a file above `SMALL` bytes, its size, times and inode stand for its content. A path without a file, such as a hub
+    id, is its name.
+    """
+    place = expand(str(path))
     files = sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else [place] * place.is_file()
-    return [path, *([f.name, (s := f.stat()).st_size, s.st_mtime_ns, s.st_ino] for f in files)]
+    return [str(path), *([str(f.relative_to(place)), *_content(f)] for f in files)]
+
+
+def _content(path: Path) -> list[Any]:
+    """The hash of a small file; size, times and inode of a large one; nothing of a file that cannot be read."""
+    try:
+        facts = path.stat()
+        if facts.st_size <= SMALL:
+            return [file_sha256(path)]
+        # A copy may keep the time of its last change. The time of the last change of the inode cannot be set.
+        return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+    except OSError:
+        return []  # whoever reads it reports it
+
+
+class Unchanged:
+    """A checkpoint whose signals are named by its content, and which is loaded later: the content must still be the same.
+
+    Args:
+        folder: the checkpoint.
+        fingerprint: its `folder_fingerprint`, or the digest of the files in its cache entry's manifest.
+        what: how the message names it.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, what: str) -> None:
+        self.folder, self.fingerprint, self.what = folder, fingerprint, what
+        self._stamp = stamp(folder)
+
+    def check(self) -> None:
+        """Raise `UserError` if the content is another one."""
+        if stamp(self.folder) == self._stamp or folder_fingerprint(self.folder) == self.fingerprint:
+            return
+        if (self.folder / MANIFEST).is_file() and digest(read_manifest(self.folder)["files"]) == self.fingerprint:
+            return
+        raise UserError(f"{self.what}: {self.folder} has changed since it was read; make the environment again")
 
 
 @contextmanager

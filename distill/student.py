@@ -22,7 +22,7 @@ from distill.checks import NotFinite
 from distill.data.tokens import Batch, TokenizedSplit, run_over
 from distill.models.engine import Engine
 from distill.models.fast import speed_up
-from distill.models.loading import check_tokens, quiet, takes_token_types
+from distill.models.loading import check_tokens, gives_token_types, quiet
 from distill.settings import StudentSettings
 
 Direction = dict[str, Tensor]
@@ -104,7 +104,7 @@ class Student:
 
     def tokenize(self, texts: Sequence[tuple[str, ...]]) -> TokenizedSplit:
         """Texts in this model's tokens, on its device; `UserError` for a tokenizer of another model."""
-        types = takes_token_types(self.model)
+        types = gives_token_types(self.model, self.tokenizer)
         tokens = TokenizedSplit.build(
             texts, self.tokenizer, self.settings.max_length, self.device, types, self.engine.multiple
         )

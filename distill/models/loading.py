@@ -97,6 +97,16 @@ def resolve(path: str, what: str) -> Path:
         ) from None
 
 
+def local_place(path: str) -> str:
+    """The folder that `package:NAME/FOLDER` means, if it is there; any other path as it is."""
+    if not path.startswith("package:"):
+        return path
+    try:
+        return str(_in_package(path, path))
+    except UserError:  # whoever loads it says what is missing
+        return path
+
+
 def _in_package(path: str, what: str) -> Path:
     """The folder that `package:NAME/FOLDER` means."""
     name, _, inner = path.removeprefix("package:").partition("/")
@@ -256,6 +266,14 @@ def takes_token_types(model: Any) -> bool:
     return "token_type_ids" in inspect.signature(model.forward).parameters and (
         kinds > 1 or model.config.model_type == "xlnet"
     )
+
+
+def gives_token_types(model: Any, tokenizer: Any) -> bool:
+    """Whether the model is given token types: where it uses them, and its own tokenizer gives them.
+
+    A checkpoint whose tokenizer gives none was trained, and is used by `transformers`, with the same type for all tokens.
+    """
+    return takes_token_types(model) and "token_type_ids" in tokenizer.model_input_names
 
 
 def check_length(model: Any, max_length: int, what: str) -> None:

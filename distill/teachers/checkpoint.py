@@ -52,6 +52,7 @@ class ModelTeacher:
         self.name, self.folder, self.width = name, folder, task.num_classes
         self.engine, self.max_length, self.labels, self.label_names = engine, max_length, labels, task.label_names
         self.fingerprint = digest(fingerprint, labels, task.label_names, max_length, engine.form)
+        self._unchanged = cache.Unchanged(folder, fingerprint, f"teacher {name}")
         self._student: Student | None = None
         self.order: list[int] = []
         self.unnamed = False
@@ -81,7 +82,7 @@ class ModelTeacher:
         """The model with its tokenizer, loaded at the first call.
 
         Raises:
-            UserError: for a checkpoint that cannot be loaded or does not fit the task.
+            UserError: for a checkpoint that cannot be loaded, does not fit the task or has changed.
         """
         if self._student is None:
             what = f"teacher {self.name}"
@@ -89,6 +90,7 @@ class ModelTeacher:
             check_length(model, self.max_length, what)
             self.order = output_order(model, self.label_names, self.labels, what)
             tokenizer, settings = load_tokenizer(self.folder, what), StudentSettings(max_length=self.max_length)
+            self._unchanged.check()
             self._student = Student(model, tokenizer, settings, self.engine)
         return self._student
 

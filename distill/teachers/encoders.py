@@ -24,11 +24,11 @@ from distill.models.engine import Engine
 from distill.models.loading import (
     check_length,
     check_tokens,
+    gives_token_types,
     load_config,
     load_encoder,
     load_tokenizer,
     resolve,
-    takes_token_types,
 )
 from distill.settings import BagEncoderSettings, EncoderSettings, TransformerEncoderSettings, digest
 from distill.teachers.signals import Source
@@ -89,9 +89,9 @@ class TransformerEncoder:
         self.settings, self.engine = settings, engine
         self.folder = resolve(str(settings.path), "encoder")
         self.name = "encoder"
-        self.fingerprint = digest(
-            cache.folder_fingerprint(self.folder), settings.pooling, settings.max_length, str(engine.amp)
-        )
+        content = cache.folder_fingerprint(self.folder)
+        self.fingerprint = digest(content, settings.pooling, settings.max_length, str(engine.amp))
+        self._unchanged = cache.Unchanged(self.folder, content, "encoder")
         config = load_config(self.folder, "encoder")
         if not hasattr(config, "hidden_size"):
             raise UserError(f"encoder: {settings.path} is not an encoder: its configuration has no hidden_size")
@@ -110,9 +110,12 @@ class TransformerEncoder:
 
     def _tokens(self, split: Split) -> TokenizedSplit:
         if self._model is None:
-            self._model = load_encoder(self.folder, "encoder").to(self.engine.device)
+            model = load_encoder(self.folder, "encoder").to(self.engine.device)
+            self._unchanged.check()
+            self._model = model
         if self._prepared is None or self._prepared[0] != split.fingerprint:
-            tokenizer, types = load_tokenizer(self.folder, "encoder"), takes_token_types(self._model)
+            tokenizer = load_tokenizer(self.folder, "encoder")
+            types = gives_token_types(self._model, tokenizer)
             tokens = TokenizedSplit.build(
                 split.texts, tokenizer, self.settings.max_length, self.engine.device, types, self.engine.multiple
             )
