@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from hypothesis import strategies as st
 
 from distill.data.tokens import Stream, TokenizedSplit, run_over
 from distill.models.engine import Engine
-from distill.models.loading import load_encoder, takes_token_types
-from distill.settings import StudentSettings
+from distill.models.loading import load_classifier, load_encoder, takes_token_types
+from distill.settings import StudentSettings, TransformerEncoderSettings
 from distill.student import Student
+from distill.teachers.encoders import TransformerEncoder, unit
 
 TYPED = {"bert": True, "roberta": False, "xlnet": True, "albert": True}  # which models were trained with token types
 
@@ -141,3 +144,49 @@ def test_run_over_keeps_the_order(zoo: dict[str, Path], pairs: Any) -> None:
         out = run_over(split, forward, size)
         assert seen == sorted(seen, reverse=True)
         np.testing.assert_array_equal(out.numpy(), np.stack([sums, -sums], 1))
+
+
+# --- token types ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def untyped(zoo: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """`untyped("bert")`: a model that has token types, with a tokenizer that gives none, as some BERT checkpoints have."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(zoo[name], folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        tokenizer.save_pretrained(folder)
+        assert transformers.AutoTokenizer.from_pretrained(folder).model_input_names == tokenizer.model_input_names
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("single", [True, False], ids=["texts", "pairs"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "albert"])
+@pytest.mark.parametrize("given_by_tokenizer", [True, False])
+def test_inputs_are_those_of_the_checkpoints_own_tokenizer(
+    zoo: dict[str, Path], untyped: Any, pairs: Any, name: str, single: bool, given_by_tokenizer: bool
+) -> None:
+    """What `model(**tokenizer(...))` gives is right: the checkpoint was trained, and is used elsewhere, with these inputs."""
+    folder = zoo[name] if given_by_tokenizer else untyped(name)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model: Any = load_classifier(folder, ["no", "yes"], 0, "x")
+    texts = [t[:1] if single else t for t in pairs().texts]
+    student = Student(model, tokenizer, StudentSettings(max_length=64), Engine(torch.device("cpu"), fast=False))
+    with torch.no_grad():
+        own = [model(**tokenizer(*t, truncation=True, max_length=64, return_tensors="pt")).logits for t in texts]
+    torch.testing.assert_close(student.predict(student.tokenize(texts)), torch.cat(own), atol=1e-5, rtol=1e-4)
+
+
+def test_an_encoders_inputs_are_those_of_its_own_tokenizer(untyped: Any, pairs: Any) -> None:
+    folder, split = untyped("bert"), pairs()
+    settings = TransformerEncoderSettings(path=str(folder), pooling="cls", max_length=64)
+    got = TransformerEncoder(settings, Engine(torch.device("cpu"))).compute(split)
+    tokenizer, model = transformers.AutoTokenizer.from_pretrained(folder), load_encoder(folder, "x")
+    with torch.no_grad():
+        own = [model(**tokenizer(*t, return_tensors="pt")).last_hidden_state[0, 0].numpy() for t in split.texts]
+    np.testing.assert_allclose(got, unit(np.stack(own)), atol=1e-5)
