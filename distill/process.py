@@ -30,7 +30,7 @@ from distill.data.tokens import Batch, Stream, TokenizedSplit
 from distill.losses import distillation_loss, label_loss, mix, soft_labels, teacher_weights
 from distill.models.build import build_student
 from distill.models.engine import Engine
-from distill.models.loading import local_place
+from distill.models.loading import local_place, withheld_inputs
 from distill.settings import RunSettings, digest
 from distill.state import Array, Optional, is_count, is_generator
 from distill.student import StepResult, Student
@@ -548,6 +548,8 @@ class Distillation:
             "steps": self.warm_budget,
             "machine": self.machine(),
         }
+        if withheld := withheld_inputs(self.student.model.config, self.student.tokenizer):
+            facts["inputs"] = withheld
         folder = self.prepared.home / "warm" / f"{self.task.name}-{s.student.name}-{digest(facts)}"
         cache.entry(folder, facts, self._make_warm_start)
         try:

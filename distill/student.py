@@ -331,7 +331,11 @@ class Student:
         torch._foreach_copy_(self.params, list(weights))
 
     def save(self, folder: Path) -> None:
-        """Write the student in transformers format (safetensors), with its tokenizer."""
+        """Write the student in transformers format (safetensors), with its tokenizer, which names the inputs it was trained with."""
+        names = list(self.tokenizer.model_input_names)
+        if "token_type_ids" not in names and gives_token_types(self.model, self.tokenizer):
+            self.tokenizer.model_input_names = [*names, "token_type_ids"]
+            self.tokenizer.init_kwargs["model_input_names"] = self.tokenizer.model_input_names
         with quiet():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)

@@ -262,18 +262,35 @@ def _set_dropout(config: Any, rate: float) -> None:
 
 def takes_token_types(model: Any) -> bool:
     """Whether the model uses token types to tell the two texts of a pair apart. BERT, ALBERT and XLNet do; RoBERTa does not."""
-    kinds = getattr(model.config, "type_vocab_size", 0) or 0
-    return "token_type_ids" in inspect.signature(model.forward).parameters and (
-        kinds > 1 or model.config.model_type == "xlnet"
-    )
+    return "token_type_ids" in inspect.signature(model.forward).parameters and _has_token_types(model.config)
+
+
+def _has_token_types(config: Any) -> bool:
+    return (getattr(config, "type_vocab_size", 0) or 0) > 1 or getattr(config, "model_type", "") == "xlnet"
 
 
 def gives_token_types(model: Any, tokenizer: Any) -> bool:
-    """Whether the model is given token types: where it uses them, and its own tokenizer gives them.
+    """Whether the model is given token types: where it uses them, unless its tokenizer's file names inputs without them.
 
-    A checkpoint whose tokenizer gives none was trained, and is used by `transformers`, with the same type for all tokens.
+    Where the file names no inputs, the model decides: transformers 5 makes no token types for families that were
+    pretrained with them, such as ALBERT and XLNet.
     """
-    return takes_token_types(model) and "token_type_ids" in tokenizer.model_input_names
+    named = tokenizer.init_kwargs.get("model_input_names")
+    return takes_token_types(model) and (named is None or "token_type_ids" in named)
+
+
+def settle_inputs(config: Any, tokenizer: Any) -> None:
+    """For a classifier that was fine-tuned elsewhere: if transformers 5 saved it, its tokenizer gave what it gives now."""
+    version = re.match(r"\d+", str(getattr(config, "transformers_version", None)))
+    if version and int(version.group()) >= 5:
+        tokenizer.init_kwargs.setdefault("model_input_names", list(tokenizer.model_input_names))
+
+
+def withheld_inputs(config: Any, tokenizer: Any) -> list[str]:
+    """For fingerprints: names the token types where the model has them and its tokenizer's file does not."""
+    named = tokenizer.init_kwargs.get("model_input_names")
+    withheld = _has_token_types(config) and named is not None and "token_type_ids" not in named
+    return ["no token types"] if withheld else []
 
 
 def check_length(model: Any, max_length: int, what: str) -> None:

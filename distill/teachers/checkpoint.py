@@ -14,7 +14,16 @@ from distill.data.splits import Split, Task, stratified
 from distill.data.tokens import TokenizedSplit, run_rows
 from distill.models.engine import Engine
 from distill.models.labels import FEWEST, as_list, better_order, unnamed
-from distill.models.loading import check_length, load_classifier, load_config, load_tokenizer, output_order, resolve
+from distill.models.loading import (
+    check_length,
+    load_classifier,
+    load_config,
+    load_tokenizer,
+    output_order,
+    resolve,
+    settle_inputs,
+    withheld_inputs,
+)
 from distill.settings import CheckpointTeacher, StudentSettings, digest
 from distill.student import Student
 from distill.teachers.signals import Source
@@ -33,6 +42,7 @@ class ModelTeacher:
         engine: where and how it computes.
         max_length: longest text, in tokens.
         labels: names of the outputs, if the checkpoint does not have them.
+        elsewhere: whether it was fine-tuned elsewhere, so that its tokenizer says which inputs it takes.
 
     Attributes:
         order: for each label of the task, the index of the model's output for it; empty before the model is loaded.
@@ -48,9 +58,11 @@ class ModelTeacher:
         engine: Engine,
         max_length: int,
         labels: Sequence[str] | None = None,
+        elsewhere: bool = False,
     ) -> None:
         self.name, self.folder, self.width = name, folder, task.num_classes
         self.engine, self.max_length, self.labels, self.label_names = engine, max_length, labels, task.label_names
+        self.elsewhere = elsewhere
         self.fingerprint = digest(fingerprint, labels, task.label_names, max_length, engine.form)
         self._unchanged = cache.Unchanged(folder, fingerprint, f"teacher {name}")
         self._student: Student | None = None
@@ -90,6 +102,8 @@ class ModelTeacher:
             check_length(model, self.max_length, what)
             self.order = output_order(model, self.label_names, self.labels, what)
             tokenizer, settings = load_tokenizer(self.folder, what), StudentSettings(max_length=self.max_length)
+            if self.elsewhere:
+                settle_inputs(model.config, tokenizer)
             self._unchanged.check()
             self._student = Student(model, tokenizer, settings, self.engine)
         return self._student
@@ -105,8 +119,12 @@ def build_checkpoint(spec: CheckpointTeacher, task: Task, home: Path, engine: En
     model = SimpleNamespace(config=load_config(folder, spec.what))
     output_order(model, task.label_names, spec.labels, spec.what)
     check_length(model, spec.max_length, spec.what)
+    tokenizer = load_tokenizer(folder, spec.what)
+    settle_inputs(model.config, tokenizer)
     weights = cache.folder_fingerprint(folder)
-    teacher = ModelTeacher(spec.name, folder, weights, task, engine, spec.max_length, spec.labels)
+    teacher = ModelTeacher(spec.name, folder, weights, task, engine, spec.max_length, spec.labels, elsewhere=True)
+    if withheld := withheld_inputs(model.config, tokenizer):
+        teacher.fingerprint = digest(teacher.fingerprint, *withheld)
     names = [str(name) for name in model.config.id2label.values()]
     teacher.unnamed = spec.labels is None and unnamed(names, task.label_names)
     return teacher

@@ -29,6 +29,7 @@ from distill.models.loading import (
     load_encoder,
     load_tokenizer,
     resolve,
+    withheld_inputs,
 )
 from distill.settings import BagEncoderSettings, EncoderSettings, TransformerEncoderSettings, digest
 from distill.teachers.signals import Source
@@ -90,13 +91,14 @@ class TransformerEncoder:
         self.folder = resolve(str(settings.path), "encoder")
         self.name = "encoder"
         content = cache.folder_fingerprint(self.folder)
-        self.fingerprint = digest(content, settings.pooling, settings.max_length, str(engine.amp))
         self._unchanged = cache.Unchanged(self.folder, content, "encoder")
         config = load_config(self.folder, "encoder")
         if not hasattr(config, "hidden_size"):
             raise UserError(f"encoder: {settings.path} is not an encoder: its configuration has no hidden_size")
         self.width = int(config.hidden_size)
         check_length(SimpleNamespace(config=config), settings.max_length, "encoder")
+        inputs = withheld_inputs(config, load_tokenizer(self.folder, "encoder"))
+        self.fingerprint = digest(content, settings.pooling, settings.max_length, str(engine.amp), *inputs)
         self._model: Any = None
         self._prepared: tuple[str, TokenizedSplit] | None = None
 

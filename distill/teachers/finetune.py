@@ -19,7 +19,7 @@ from distill.data.tokens import Stream
 from distill.losses import label_loss
 from distill.models.build import fresh_classifier, word_tokenizer
 from distill.models.engine import Engine, isolated_rng
-from distill.models.loading import check_length, load_classifier, load_tokenizer, resolve
+from distill.models.loading import check_length, load_classifier, load_config, load_tokenizer, resolve, withheld_inputs
 from distill.settings import FinetuneTeacher, SklearnTeacher, StudentSettings, TeacherSettings, digest
 from distill.student import Student
 from distill.teachers.checkpoint import ModelTeacher
@@ -168,6 +168,8 @@ def fine_tuned(spec: FinetuneTeacher, task: Task, data: Split, home: Path, engin
         "labels": list(task.label_names),
         "amp": engine.form,
     }
+    if base and (withheld := withheld_inputs(load_config(base, spec.what), load_tokenizer(base, spec.what))):
+        facts["inputs"] = withheld
     folder = home / "teachers" / f"{task.name}-{spec.name}-{digest(facts)}"
     manifest = cache.entry(folder, facts, lambda temporary: fit(spec, task, data, base, temporary, engine))
     return ModelTeacher(spec.name, folder, digest(manifest["files"]), task, engine, spec.max_length)
