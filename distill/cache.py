@@ -24,7 +24,7 @@ from distill.settings import digest
 
 MANIFEST = "manifest.json"
 SEAL = "seal"  # key of a JSON file's checksum over itself
-SMALL = 4 << 20  # bytes up to which a file is read to see whether it has changed
+SMALL, FEW = 4 << 20, 200  # bytes and files up to which files are read to see whether they have changed
 FULL = {errno.ENOSPC, errno.EDQUOT}
 WRITE_ERRORS = FULL | {errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
@@ -52,19 +52,20 @@ def folder_fingerprint(folder: Path) -> str:
 def stamp(path: str | Path) -> list[Any]:
     """What shows that the files at a path have changed: their names and contents.
 
-    Of a file above `SMALL` bytes, its size, times and inode stand for its content. A path without a file, such as a hub
-    id, is its name.
+    Of a file above `SMALL` bytes, and in a folder of more than `FEW` files, size, times and inode stand for the content. A
+    path without a file, such as a hub id, is its name.
     """
     place = expand(str(path))
     files = sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else [place] * place.is_file()
-    return [str(path), *([str(f.relative_to(place)), *_content(f)] for f in files)]
+    largest = SMALL if len(files) <= FEW else -1
+    return [str(path), *([str(f.relative_to(place)), *_content(f, largest)] for f in files)]
 
 
-def _content(path: Path) -> list[Any]:
-    """The hash of a small file; size, times and inode of a large one; nothing of a file that cannot be read."""
+def _content(path: Path, largest: int) -> list[Any]:
+    """The hash of a file of up to `largest` bytes; size, times and inode of others; nothing where it cannot be read."""
     try:
         facts = path.stat()
-        if facts.st_size <= SMALL:
+        if facts.st_size <= largest:
             return [file_sha256(path)]
         # A copy may keep the time of its last change. The time of the last change of the inode cannot be set.
         return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]

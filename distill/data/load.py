@@ -113,7 +113,7 @@ def files_of(settings: TaskSettings, data_dir: str | None) -> list[str] | None:
     paths = [path for path in (settings.train, settings.dev, settings.test, settings.unlabelled) if path]
     if data_dir and settings.source != "hub":
         if settings.name == "afrisenti":
-            paths += [str(place / name) for place in afrisenti_folders(data_dir) for name in settings.languages]
+            paths += [str(place) for place in afrisenti_folders(data_dir)]
         elif settings.name in GLUE:
             paths.append(str(expand(data_dir) / GLUE[settings.name].folder))
     return paths
