@@ -206,6 +206,7 @@ WITHOUT = ["input_ids", "attention_mask"]
         ("xlnet", None),
     ],
 )
+@pytest.mark.faults
 def test_a_teachers_inputs_are_those_of_its_own_tokenizer(
     copied: Any, pairs: Any, name: str, names: list[str] | None
 ) -> None:
@@ -217,6 +218,7 @@ def test_a_teachers_inputs_are_those_of_its_own_tokenizer(
     )
 
 
+@pytest.mark.faults
 def test_a_teacher_of_transformers_4_has_the_token_types_of_its_time(copied: Any, pairs: Any) -> None:
     """Its tokenizer made them; version 5 does not."""
     split = pairs()
@@ -228,6 +230,7 @@ def test_a_teacher_of_transformers_4_has_the_token_types_of_its_time(copied: Any
 
 @pytest.mark.parametrize("name", ["bert", "albert", "xlnet"])
 @pytest.mark.parametrize("names", [None, WITHOUT])
+@pytest.mark.faults
 def test_a_saved_student_is_used_as_it_was_trained(
     copied: Any, pairs: Any, tmp_path: Path, name: str, names: list[str] | None
 ) -> None:
@@ -243,6 +246,7 @@ def test_a_saved_student_is_used_as_it_was_trained(
     torch.testing.assert_close(teacher_logits(tmp_path / "saved", split), logits, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.faults
 def test_an_encoders_inputs_are_those_that_its_tokenizer_names(copied: Any, pairs: Any) -> None:
     folder, split = copied("bert", WITHOUT), pairs()
     settings = TransformerEncoderSettings(path=str(folder), pooling="cls", max_length=64)
