@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 # Ends of the files that decide what a checkpoint computes; `.spm` and `.codes` are vocabularies.
 CHECKPOINT_FILES = (".json", ".safetensors", ".txt", ".model", ".spm", ".codes")
 SEAL = "seal"  # key of a JSON file's checksum over itself
+SMALL, FEW = 4 << 20, 200  # bytes and files up to which files are read to see whether they have changed
 FULL = {errno.ENOSPC, errno.EDQUOT}
 WRITE_ERRORS = FULL | {errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
@@ -46,12 +47,50 @@ def folder_fingerprint(folder: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def stamp(path: str) -> list[Any]:
-    """What shows that the local files behind a path have changed: names, sizes, times and inodes. Hub ids and packages
-    are their name."""
-    place = expand(path)
+def stamp(path: str | Path) -> list[Any]:
+    """What shows that the files at a path have changed: their names and contents.
+
+    Of a file above `SMALL` bytes, and in a folder of more than `FEW` files, size, times and inode stand for the content. A
+    path without a file, such as a hub id, is its name.
+    """
+    place = expand(str(path))
     files = sorted(f for f in place.rglob("*") if f.is_file()) if place.is_dir() else [place] * place.is_file()
-    return [path, *([f.name, (s := f.stat()).st_size, s.st_mtime_ns, s.st_ino] for f in files)]
+    largest = SMALL if len(files) <= FEW else -1
+    return [str(path), *([str(f.relative_to(place)), *_content(f, largest)] for f in files)]
+
+
+def _content(path: Path, largest: int) -> list[Any]:
+    """The hash of a file of up to `largest` bytes; size, times and inode of others; nothing where it cannot be read."""
+    try:
+        facts = path.stat()
+        if facts.st_size <= largest:
+            return [file_sha256(path)]
+        # A copy may keep the time of its last change. The time of the last change of the inode cannot be set.
+        return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+    except OSError:
+        return []  # whoever reads it reports it
+
+
+class Unchanged:
+    """A checkpoint whose signals are named by its content, and which is loaded later: the content must still be the same.
+
+    Args:
+        folder: the checkpoint.
+        fingerprint: its `folder_fingerprint`, or the digest of the files in its cache entry's manifest.
+        what: how the message names it.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, what: str) -> None:
+        self.folder, self.fingerprint, self.what = folder, fingerprint, what
+        self._stamp = stamp(folder)
+
+    def check(self) -> None:
+        """Raise `UserError` if the content is another one."""
+        if stamp(self.folder) == self._stamp or folder_fingerprint(self.folder) == self.fingerprint:
+            return
+        if (self.folder / MANIFEST).is_file() and digest(read_manifest(self.folder)["files"]) == self.fingerprint:
+            return
+        raise UserError(f"{self.what}: {self.folder} has changed since it was read; make the environment again")
 
 
 @contextmanager
@@ -203,7 +242,7 @@ def entry(
         UserError: when the facts differ (the message names both sides), when the entry is damaged, or when the disk is
             full or read-only. The cache is unchanged then.
     """
-    if _missing(folder):
+    if missing(folder):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -212,7 +251,7 @@ def entry(
             ) from None
         lock = FileLock(f"{folder}.lock") if parallel.is_first() else nullcontext()
         with writing(folder.parent, "set TEACHER_SELECT_HOME to a writable place"), lock:
-            if _missing(folder):
+            if missing(folder):
                 _build(folder, facts, build, checked_later)
         parallel.wait()
     manifest = read_manifest(folder)
@@ -224,7 +263,7 @@ def entry(
     return manifest
 
 
-def _missing(folder: Path) -> bool:
+def missing(folder: Path) -> bool:
     """Whether an entry must be built. The first process decides for all."""
     return bool(parallel.from_first(np.array([not (folder / MANIFEST).is_file()], np.int8))[0])
 

@@ -30,16 +30,17 @@ from distill.data.tokens import Batch, Stream, TokenizedSplit
 from distill.losses import distillation_loss, label_loss, mix, soft_labels, teacher_weights
 from distill.models.build import build_student
 from distill.models.engine import Engine
+from distill.models.loading import local_place, withheld_inputs
 from distill.settings import RunSettings, digest
 from distill.state import Array, Optional, is_count, is_generator
 from distill.student import StepResult, Student
 from distill.teachers.calibrate import FORMAT as CALIBRATION
 from distill.teachers.calibrate import CalibratedSignals, Confusion, Temperature, fit_calibration
-from distill.teachers.encoders import TransformerEncoder, make_encoder
+from distill.teachers.encoders import ENCODERS, TransformerEncoder, make_encoder
 from distill.teachers.finetune import vocabulary_texts
 from distill.teachers.live import LiveSignals
 from distill.teachers.signals import Source, TeacherSignals
-from distill.teachers.sources import load_pool
+from distill.teachers.sources import SOURCES, load_pool
 from distill.teachers.store import StoredSignals, is_stored
 
 FORMAT = 2  # of a warm start; raised whenever the student's training or the settings' identity changes
@@ -53,10 +54,10 @@ class Prepared:
     costs nothing.
     """
 
-    def __init__(self, settings: RunSettings) -> None:
+    def __init__(self, settings: RunSettings, task: Task | None = None) -> None:
         self.settings, self.home = settings, settings.home_dir
         self.engine = Engine.pick(settings.device, settings.amp, settings.fast)
-        self.task: Task = load_task(settings.task, settings.data_dir)
+        self.task: Task = task or load_task(settings.task, settings.data_dir)
         self.encoder: Source = make_encoder(settings.encoder, self.engine)
         self.teachers: list[Source] = []
         self.teacher_fit_s = self.signals_s = 0.0
@@ -64,16 +65,26 @@ class Prepared:
 
     @classmethod
     def of(cls, settings: RunSettings) -> Prepared:
-        """The one for these settings. The last few stay in memory, so a second environment costs nothing."""
-        files: list[str | None] = [*files_of(settings.task, settings.data_dir)]
-        files += [getattr(part, "path", None) for part in (*settings.teachers.pool, settings.encoder)]
-        key = digest(
+        """The one for these settings and the present content of their files.
+
+        The last few stay in memory, so a second environment costs nothing. A file that was written again is read again.
+        """
+        files, parts = files_of(settings.task, settings.data_dir), (*settings.teachers.pool, settings.encoder)
+        # A task of the user's own may read files that nothing here knows, so it is loaded to see its content.
+        task = load_task(settings.task, settings.data_dir) if files is None else None
+        pools = {} if task is None else {name: pool.labelled_fingerprint for name, pool in task.pools.items()}
+        paths = [path for part in parts if (path := getattr(part, "path", None))]
+        content = digest(
             settings.identity("signals"),
             [settings.device, settings.amp, settings.fast, settings.data_dir, str(settings.home_dir)],
-            [cache.stamp(path) for path in files if path],  # a file that was written again is another file
+            [cache.stamp(local_place(path)) for path in (*(files or ()), *paths)],
+            None if task is None else [task.fingerprint, task.metric, pools],
         )
+        # Functions that the user has registered again under the same name are other functions.
+        made_by = (*(SOURCES.get(part.kind) for part in settings.teachers.pool), ENCODERS.get(settings.encoder.kind))
+        key = (content, *made_by)
         if key not in _PREPARED:
-            _PREPARED[key] = cls(settings)
+            _PREPARED[key] = cls(settings, task)
         _PREPARED.move_to_end(key)
         while len(_PREPARED) > KEPT_IN_MEMORY:
             _PREPARED.popitem(last=False)
@@ -157,7 +168,7 @@ class Prepared:
         return rows
 
 
-_PREPARED: OrderedDict[str, Prepared] = OrderedDict()
+_PREPARED: OrderedDict[tuple[Any, ...], Prepared] = OrderedDict()
 
 
 @contextmanager
@@ -539,6 +550,8 @@ class Distillation:
             "steps": self.warm_budget,
             "machine": self.machine(),
         }
+        if withheld := withheld_inputs(self.student.model.config, self.student.tokenizer):
+            facts["inputs"] = withheld
         folder = self.prepared.home / "warm" / f"{self.task.name}-{s.student.name}-{digest(facts)}"
         cache.entry(folder, facts, self._make_warm_start)
         try:

@@ -722,7 +722,7 @@ class RunSettings:
     @property
     def home_dir(self) -> Path:
         """Folder of all caches, with `~` expanded. An empty `home` means the default."""
-        return expand(self.home or "~/.cache/teacher-select")
+        return expand(self.home.strip() or "~/.cache/teacher-select")
 
 
 @dataclass

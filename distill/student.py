@@ -22,7 +22,7 @@ from distill.checks import NotFinite
 from distill.data.tokens import Batch, TokenizedSplit, run_over
 from distill.models.engine import Engine
 from distill.models.fast import speed_up
-from distill.models.loading import check_tokens, quiet, takes_token_types
+from distill.models.loading import check_tokens, gives_token_types, quiet
 from distill.models.trial import settle_padding, tokenize
 from distill.settings import StudentSettings
 
@@ -111,7 +111,7 @@ class Student:
             self.settings.max_length,
             type(self.model).__name__,
             device=self.device,
-            types=takes_token_types(self.model),
+            types=gives_token_types(self.model, self.tokenizer),
             multiple=self.engine.multiple,
             padding=settle_padding(self.model, self.tokenizer),
         )
@@ -338,7 +338,11 @@ class Student:
         torch._foreach_copy_(self.params, list(weights))
 
     def save(self, folder: Path) -> None:
-        """Write the student in transformers format (safetensors), with its tokenizer."""
+        """Write the student in transformers format (safetensors), with its tokenizer, which names the inputs it was trained with."""
+        names = list(self.tokenizer.model_input_names)
+        if "token_type_ids" not in names and gives_token_types(self.model, self.tokenizer):
+            self.tokenizer.model_input_names = [*names, "token_type_ids"]
+            self.tokenizer.init_kwargs["model_input_names"] = self.tokenizer.model_input_names
         with quiet():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)

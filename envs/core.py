@@ -201,7 +201,8 @@ class Core:
     @computes
     def fork(self) -> Core:
         """An independent copy as it is now. Heavy read-only parts are shared."""
-        other = copy.copy(self)
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
         other.process = self.process.fork()
         other.reward = self.reward.fork(other.process)
         other.credit = self.credit.fork(other.reward)
@@ -209,6 +210,11 @@ class Core:
         other.observe.process = other.process
         other.log = Log.restored(self.log.state_dict())
         return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds the settings and the state. Data, teachers and warm start are read again, from the cache."""
+        more = {"ended": self._ended.state_dict(), "weights": self.weights}
+        return _restored, (type(self), self.settings, self.state_dict(), more)
 
     @property
     def shown(self) -> Log:
@@ -247,6 +253,15 @@ class Core:
         for actions, rewards in zip(trajectory["actions"], trajectory["rewards"], strict=True):
             worst = max(worst, float(np.abs(fork.step(actions)[1] - rewards).max()))
         return worst
+
+
+def _restored(cls: type[Core], settings: RunSettings, state: Mapping[str, Any], more: Mapping[str, Any]) -> Core:
+    """The core that was pickled; `UserError` where the data or the teachers have changed since."""
+    core = cls(settings)
+    core.check_fingerprint(state, "this pickle")
+    core.load_state_dict(state)
+    core._ended, core.weights = Log.restored(more["ended"]), more["weights"]
+    return core
 
 
 class Log:

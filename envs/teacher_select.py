@@ -36,13 +36,38 @@ def as_settings(
     return RunSettings.from_config(configs.compose([*(f"{k}={v}" for k, v in groups.items() if v), *overrides]))
 
 
-def restart_wanted(options: dict[str, Any] | None) -> bool:
-    """Whether a reset returns to the warm start. `options={"student": "continue"}` keeps the student (the paper's joint mode)."""
+def restart_wanted(options: dict[str, Any] | None, rows: int | None = None) -> bool:
+    """Whether a reset returns to the warm start. `options={"student": "continue"}` keeps the student (the paper's joint mode).
+
+    Args:
+        options: of `reset`.
+        rows: B of the vector interface, which also takes Gymnasium's `reset_mask`, of all rows; None: the single interface.
+
+    Raises:
+        UserError: for an unknown option, or a mask that leaves rows out.
+    """
     for key in options or {}:
-        one_of(key, ("student", "reset_mask"), "reset option")
+        one_of(key, ("student",) if rows is None else ("student", "reset_mask"), "reset option")
     mode = (options or {}).get("student", "restart")
     one_of(mode, ("restart", "continue"), "reset option student")
+    mask = (options or {}).get("reset_mask")
+    if mask is not None:
+        mask = np.asarray(mask)
+        if mask.dtype != bool or mask.shape != (rows,):
+            raise UserError(f"reset option reset_mask is {mask.dtype} {list(mask.shape)}; give bool [{rows}], all true")
+        if not mask.all():
+            raise UserError(
+                f"reset option reset_mask resets {int(mask.sum())} of {rows} rows, which share one student and end "
+                "together; reset all rows"
+            )
     return bool(mode == "restart")
+
+
+def as_autoreset(mode: str | AutoresetMode) -> AutoresetMode:
+    """An autoreset mode from its name or from Gymnasium's enum; `UserError` for one that is not supported."""
+    name = mode.name.lower() if isinstance(mode, AutoresetMode) else mode
+    one_of(name, ("same_step", "disabled"), "autoreset_mode")
+    return AutoresetMode[name.upper()]
 
 
 def check_render_mode(mode: str | None) -> str | None:
@@ -190,8 +215,9 @@ class TeacherSelectEnv(Interface, gym.Env[np.ndarray, np.ndarray]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new episode from the warm start. `options={"student": "continue"}` keeps the student as it is."""
         check_open(self._closed)
+        restart = restart_wanted(options)
         super().reset(seed=seed)
-        self._states = self.core.begin(int(self.np_random.integers(2**31)), restart_wanted(options))
+        self._states = self.core.begin(int(self.np_random.integers(2**31)), restart)
         self._actions = []
         return self._states[0].copy(), self._info()
 
@@ -260,7 +286,7 @@ class TeacherSelectVectorEnv(Interface, VectorEnv[np.ndarray, np.ndarray, np.nda
 
     Batches are always full: the epochs' permutations follow each other without a gap. Autoreset is SAME_STEP: the step
     that ends an episode returns the first states of the next one, with the last states in `info["final_obs"]`. With
-    `autoreset_mode="disabled"` the caller resets, and may look at the trained student before. Other arguments as of
+    `autoreset_mode="disabled"` (or Gymnasium's enum) the caller resets, and may look at the trained student before. Other arguments as of
     `TeacherSelectEnv`; `num_envs` is the student's batch size.
     """
 
@@ -279,13 +305,12 @@ class TeacherSelectVectorEnv(Interface, VectorEnv[np.ndarray, np.ndarray, np.nda
         overrides: Sequence[str] = (),
         config: dict[str, Any] | None = None,
         render_mode: str | None = None,
-        autoreset_mode: str = "same_step",
+        autoreset_mode: str | AutoresetMode = "same_step",
     ) -> None:
-        one_of(autoreset_mode, ("same_step", "disabled"), "autoreset_mode")
+        self.autoreset_mode = as_autoreset(autoreset_mode)
         self.render_mode = check_render_mode(render_mode)
         self.core = Core(as_settings(config, task, teachers, student, overrides), num_envs)
         self.num_envs = self.core.batch_size
-        self.autoreset_mode = AutoresetMode.SAME_STEP if autoreset_mode == "same_step" else AutoresetMode.DISABLED
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = self.core.observe.space
         self.single_action_space = gym.spaces.MultiBinary(self.core.process.num_teachers)
@@ -299,8 +324,9 @@ class TeacherSelectVectorEnv(Interface, VectorEnv[np.ndarray, np.ndarray, np.nda
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """A new episode from the warm start. `options={"student": "continue"}` keeps the student, here and at later resets."""
         check_open(self.closed)
+        restart = restart_wanted(options, self.num_envs)
         super().reset(seed=seed)
-        self._restart = restart_wanted(options)
+        self._restart = restart
         self._ready = True
         return self._begin()
 

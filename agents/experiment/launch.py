@@ -32,13 +32,14 @@ import configs
 from agents.experiment.heap import return_large_blocks
 from agents.experiment.help import help_text
 from agents.experiment.interrupts import Interrupted, stop
-from distill import parallel
+from distill import output, parallel
 from distill.cache import writing
 from distill.checks import UserError
 
 REMEDY = "set hydra.run.dir to a writable folder"
 
 
+@output.may_be_cut()
 def launch(run: Callable[[dict[str, Any]], None], config: str = "config") -> None:
     """Run `run(configuration)` with the command line's settings over those of `configs/<config>.yaml`."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra's errors arrive here instead of being printed there
@@ -98,6 +99,10 @@ def _job(run: Callable[[dict[str, Any]], None], cfg: DictConfig) -> None:
     except UserError as error:
         NewFolders.remove()
         _fail(error)
+    except BrokenPipeError:
+        if output.is_unread():
+            print(f"stopped by SIGPIPE; to continue: {_resume_line()}", file=sys.stderr)
+        raise
     except Interrupted as told:
         name = signal.Signals(told.number).name
         print(f"stopped by {name}; to continue: {_resume_line()}", file=sys.stderr)

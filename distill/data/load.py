@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from distill.checks import UserError, one_of
+from distill.checks import UserError, expand, one_of
 from distill.data import bundled
 from distill.data.afrisenti import afrisenti_folders, read_afrisenti
 from distill.data.glue import GLUE, read_glue
@@ -99,15 +99,24 @@ TASKS: dict[str, Loader] = {
     "afrisenti": load_afrisenti,
     **dict.fromkeys(GLUE, load_glue),
 }
-BUILT_IN = frozenset(TASKS)
+_OURS = dict(TASKS)
+BUILT_IN = frozenset(_OURS)
 
 
-def files_of(settings: TaskSettings, data_dir: str | None) -> list[str]:
-    """The files and folders that a task may be read from. A task that is kept in memory is read anew when they change."""
-    paths = [settings.train, settings.dev, settings.test, settings.unlabelled]
+def files_of(settings: TaskSettings, data_dir: str | None) -> list[str] | None:
+    """The files and folders that a task may be read from; None for a task of the user's own, which may read anything.
+
+    A task that is kept in memory is read anew when they change.
+    """
+    if TASKS.get(settings.name) is not _OURS.get(settings.name):
+        return None
+    paths = [path for path in (settings.train, settings.dev, settings.test, settings.unlabelled) if path]
     if data_dir and settings.source != "hub":
-        paths += [str(p) for p in afrisenti_folders(data_dir)] if settings.name == "afrisenti" else [data_dir]
-    return [path for path in paths if path]
+        if settings.name == "afrisenti":
+            paths += [str(place) for place in afrisenti_folders(data_dir)]
+        elif settings.name in GLUE:
+            paths.append(str(expand(data_dir) / GLUE[settings.name].folder))
+    return paths
 
 
 def size_of(value: float, total: int, what: str) -> int:

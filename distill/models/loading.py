@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from distill.cache import CHECKPOINT_FILES
 from distill.checks import UserError, expand
 from distill.models.engine import isolated_rng
+from distill.models.labels import all_matched, check_head, missing_names, order_of_unnamed, unnamed
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,16 @@ def resolve(path: str, what: str) -> Path:
         ) from None
 
 
+def local_place(path: str) -> str:
+    """The folder that `package:NAME/FOLDER` means, if it is there; any other path as it is."""
+    if not path.startswith("package:"):
+        return path
+    try:
+        return str(_in_package(path, path))
+    except UserError:  # whoever loads it says what is missing
+        return path
+
+
 def _in_package(path: str, what: str) -> Path:
     """The folder that `package:NAME/FOLDER` means."""
     name, _, inner = path.removeprefix("package:").partition("/")
@@ -123,7 +134,7 @@ def load_config(folder: Path, what: str, **changes: Any) -> Any:
     """
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(folder, **SAFELY, **changes)
+            config = AutoConfig.from_pretrained(folder, **SAFELY, **{**missing_names(folder), **changes})
         for part in {id(c): c for c in (config, config.get_text_config())}.values():
             part.return_dict = True  # outputs are read by name; `return_dict: false` would make tuples of them
     except Exception as error:
@@ -225,6 +236,7 @@ def load_classifier(
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
             "label2id": {name: i for i, name in enumerate(labels)},
+            "problem_type": None,  # a new head has one label an instance, whatever the old one had
         }
     config = load_config(folder, what, **changes)
     if labels is None:
@@ -413,10 +425,35 @@ def _set_dropout(config: Any, rate: float) -> None:
 
 def takes_token_types(model: Any) -> bool:
     """Whether the model uses token types to tell the two texts of a pair apart. BERT, ALBERT and XLNet do; RoBERTa does not."""
-    kinds = getattr(model.config, "type_vocab_size", 0) or 0
-    return "token_type_ids" in inspect.signature(model.forward).parameters and (
-        kinds > 1 or model.config.model_type == "xlnet"
-    )
+    return "token_type_ids" in inspect.signature(model.forward).parameters and _has_token_types(model.config)
+
+
+def _has_token_types(config: Any) -> bool:
+    return (getattr(config, "type_vocab_size", 0) or 0) > 1 or getattr(config, "model_type", "") == "xlnet"
+
+
+def gives_token_types(model: Any, tokenizer: Any) -> bool:
+    """Whether the model is given token types: where it uses them, unless its tokenizer's file names inputs without them.
+
+    Where the file names no inputs, the model decides: transformers 5 makes no token types for families that were
+    pretrained with them, such as ALBERT and XLNet.
+    """
+    named = tokenizer.init_kwargs.get("model_input_names")
+    return takes_token_types(model) and (named is None or "token_type_ids" in named)
+
+
+def settle_inputs(config: Any, tokenizer: Any) -> None:
+    """For a classifier that was fine-tuned elsewhere: if transformers 5 saved it, its tokenizer gave what it gives now."""
+    version = re.match(r"\d+", str(getattr(config, "transformers_version", None)))
+    if version and int(version.group()) >= 5:
+        tokenizer.init_kwargs.setdefault("model_input_names", list(tokenizer.model_input_names))
+
+
+def withheld_inputs(config: Any, tokenizer: Any) -> list[str]:
+    """For fingerprints: names the token types where the model has them and its tokenizer's file does not."""
+    named = tokenizer.init_kwargs.get("model_input_names")
+    withheld = _has_token_types(config) and named is not None and "token_type_ids" not in named
+    return ["no token types"] if withheld else []
 
 
 def vocabulary(model: Any) -> int | None:
@@ -441,8 +478,8 @@ def check_tokens(model: Any, tokenizer: Any, largest: int) -> None:
 def output_order(model: Any, label_names: Sequence[str], given: Sequence[str] | None, what: str) -> list[int]:
     """For each label of the task, the index of the model's output for it.
 
-    Names are compared without regard to case, spaces, '-' and '_'. Outputs with the library's default names (LABEL_0,
-    ...) are taken to be in the task's order, with a warning.
+    Names are compared as they are, and then without regard to case, spaces, '-' and '_' where that leaves no doubt.
+    Outputs with the library's default names (LABEL_0, ...) are taken to be in the task's order, with a warning.
 
     Args:
         model: a classifier, or anything with its `config`.
@@ -451,7 +488,8 @@ def output_order(model: Any, label_names: Sequence[str], given: Sequence[str] | 
         what: how messages name the model.
 
     Raises:
-        UserError: if the numbers of classes differ, or a label has no output of its name.
+        UserError: if the numbers of classes differ, a label has no output of its own, or the outputs are no logits of one
+            label an instance.
     """
     count = int(model.config.num_labels)
     if count != len(label_names):
@@ -459,27 +497,18 @@ def output_order(model: Any, label_names: Sequence[str], given: Sequence[str] | 
             f"{what}: has {count} classes, the task has {len(label_names)} ({', '.join(label_names)}); use a teacher of this task"
         )
     names = [str(model.config.id2label[i]) for i in range(count)]
+    check_head(model.config, given, what)
     if given is not None:
         if len(given) != count:
             raise UserError(f"{what}: labels lists {len(given)} names for {count} outputs")
         names = list(given)
-    elif all(re.fullmatch(r"LABEL_\d+", n) for n in names):
+    elif unnamed(names, label_names):
+        order = order_of_unnamed(names, label_names)
         log.warning(
             "%s: its outputs are named LABEL_0, ...; they are taken to be %s (set labels=[...] if the order differs)",
             what,
-            ", ".join(label_names),
+            ", ".join(label_names[order.index(i)] for i in range(count)),
         )
-        return list(range(count))
-
-    place = {_normalised(n): i for i, n in enumerate(names)}
-    missing = [n for n in label_names if _normalised(n) not in place]
-    if missing:
-        raise UserError(
-            f"{what}: no output named {missing[0]!r}; its outputs are {', '.join(names)}; "
-            "set the teacher's labels=[...] in output order"
-        )
-    return [place[_normalised(n)] for n in label_names]
-
-
-def _normalised(name: str) -> str:
-    return re.sub(r"[\s_-]+", "_", name.strip().lower())
+        return order
+    way_out = f"its outputs are {', '.join(names)}; set the teacher's labels=[...] in output order"
+    return all_matched(names, label_names, f"{what}: no output named", way_out)

@@ -23,7 +23,7 @@ from distill import cache
 from distill.checks import UserError
 from distill.data.tokens import Batch, Padding, TokenizedSplit
 from distill.models.engine import isolated_rng
-from distill.models.loading import SAFELY, check_tokens, quiet, reason, takes_token_types, vocabulary
+from distill.models.loading import SAFELY, check_tokens, gives_token_types, quiet, reason, vocabulary
 from distill.settings import digest
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Trial:
         Raises:
             UserError: for a tokenizer that fails, or gives tokens that the model does not know.
         """
-        types = takes_token_types(self.model)
+        types = gives_token_types(self.model, self.tokenizer)
         tokens = tokenize(texts, self.tokenizer, max_length, self.what, types=types, padding=padding)
         check_tokens(self.model, self.tokenizer, int(tokens.ids.max()))
         return tokens

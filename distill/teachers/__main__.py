@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from configs import compose
+from distill import output
 from distill.checks import UserError
 
 if TYPE_CHECKING:
@@ -99,4 +100,5 @@ def print_table(scores: Sequence[Mapping[str, Any]], roles: Sequence[str]) -> No
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with output.may_be_cut():
+        raise SystemExit(main())

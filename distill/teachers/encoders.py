@@ -22,11 +22,12 @@ from distill.data.tokens import Batch, TokenizedSplit, run_over, run_rows
 from distill.models.engine import Engine
 from distill.models.loading import (
     check_tokens,
+    gives_token_types,
     load_config,
     load_encoder,
     load_tokenizer,
     resolve,
-    takes_token_types,
+    withheld_inputs,
 )
 from distill.models.trial import padded_fingerprint, settle_padding, tokenize, try_out
 from distill.settings import BagEncoderSettings, EncoderSettings, TransformerEncoderSettings, digest
@@ -92,10 +93,11 @@ class TransformerEncoder:
         if not hasattr(config, "hidden_size"):
             raise UserError(f"encoder: {settings.path} is not an encoder: its configuration has no hidden_size")
         self.width = int(config.hidden_size)
-        weights = padded_fingerprint(
-            cache.folder_fingerprint(self.folder), config, load_tokenizer(self.folder, "encoder")
-        )
-        self.fingerprint = digest(weights, settings.pooling, settings.max_length, str(engine.amp))
+        content = cache.folder_fingerprint(self.folder)
+        self._unchanged = cache.Unchanged(self.folder, content, "encoder")
+        tokenizer = load_tokenizer(self.folder, "encoder")
+        weights, inputs = padded_fingerprint(content, config, tokenizer), withheld_inputs(config, tokenizer)
+        self.fingerprint = digest(weights, settings.pooling, settings.max_length, str(engine.amp), *inputs)
         self._model: Any = None
         self._tokenizer: Any = None
         self._prepared: tuple[str, TokenizedSplit] | None = None
@@ -117,7 +119,7 @@ class TransformerEncoder:
                 self.settings.max_length,
                 "encoder",
                 device=self.engine.device,
-                types=takes_token_types(self._model),
+                types=gives_token_types(self._model, self._tokenizer),
                 multiple=self.engine.multiple,
                 padding=settle_padding(self._model, self._tokenizer),
             )
@@ -129,7 +131,7 @@ class TransformerEncoder:
         """Load the model and its tokenizer at the first call, and try them out on texts of the split.
 
         Raises:
-            UserError: for a checkpoint that cannot be loaded or fails on the texts.
+            UserError: for a checkpoint that cannot be loaded, fails on the texts or has changed.
         """
         if self._model is not None:
             return
@@ -142,7 +144,9 @@ class TransformerEncoder:
                 raise
             model = model.get_encoder()  # the whole of T5 also needs what its decoder reads
             self._try_out(model, split)
-        self._model = model.to(self.engine.device)
+        model = model.to(self.engine.device)
+        self._unchanged.check()
+        self._model = model
 
     def _try_out(self, model: Any, split: Split) -> None:
         def run(batch: Batch) -> Tensor:

@@ -19,7 +19,7 @@ from distill.data.tokens import Stream
 from distill.losses import label_loss
 from distill.models.build import fresh_classifier, word_tokenizer
 from distill.models.engine import Engine, isolated_rng
-from distill.models.loading import load_classifier, load_tokenizer, resolve
+from distill.models.loading import load_classifier, load_config, load_tokenizer, resolve, withheld_inputs
 from distill.models.trial import try_out, try_saving
 from distill.settings import FinetuneTeacher, SklearnTeacher, StudentSettings, TeacherSettings, digest
 from distill.student import Student
@@ -169,6 +169,8 @@ def fine_tuned(spec: FinetuneTeacher, task: Task, data: Split, home: Path, engin
         "labels": list(task.label_names),
         "amp": engine.form,
     }
+    if base and (withheld := withheld_inputs(load_config(base, spec.what), load_tokenizer(base, spec.what))):
+        facts["inputs"] = withheld
     folder = home / "teachers" / f"{task.name}-{spec.name}-{digest(facts)}"
     manifest = cache.entry(folder, facts, lambda temporary: fit(spec, task, data, base, temporary, engine))
     return ModelTeacher(spec.name, folder, digest(manifest["files"]), task, engine, spec.max_length)

@@ -17,6 +17,7 @@ from distill.checks import UserError, expand
 from distill.data.splits import Split, Task
 from distill.data.tables import read_table
 from distill.models.engine import Engine
+from distill.models.labels import all_matched, folded
 from distill.settings import PredictionsTeacher, digest
 from distill.teachers.signals import Source
 
@@ -45,12 +46,14 @@ class FileTeacher:
         self._what = f"teacher {name}: {path}"
         frame = read_table(path)
         frame.columns = [str(c) for c in frame.columns]
-        self.says_labels = self._check_columns(frame, task)
+        columns = self._check_columns(frame, task)
+        self.says_labels = columns is None
         self._ids = [str(v) for v in frame["id"]]
         self._row = {v: i for i, v in enumerate(self._ids)}
         if len(self._row) != len(self._ids):
             raise UserError(f"{self._what}: an id occurs twice; ids must be unique")
-        columns = [c for c in frame.columns if c != "id"] if self.says_labels else list(task.label_names)
+        if columns is None:
+            columns = [c for c in frame.columns if c != "id"]
         empty = _empty_cells(frame[columns])
         self._silent = self._silent_rows(empty, columns)
         self._label = np.full(len(frame), -1, np.int64)
@@ -65,24 +68,23 @@ class FileTeacher:
         self.one_hot = bool(len(heard)) and bool((heard.max(1) > 1 - 1e-6).all())
         self.fingerprint = digest("probs", cache.file_sha256(path), task.label_names)
 
-    def _check_columns(self, frame: Any, task: Task) -> bool:
-        """Check the header. Returns whether the file gives labels."""
+    def _check_columns(self, frame: Any, task: Task) -> list[str] | None:
+        """Check the header. Returns the column of each label of the task, or None where the file gives labels."""
         if len(frame) == 0:
             raise UserError(f"{self._what}: holds no rows; give one for every instance that the teacher answers")
         if "id" not in frame.columns:
             raise UserError(f"{self._what}: no column 'id'; it has {', '.join(frame.columns)}")
         classes = [c for c in frame.columns if c != "id"]
         if sorted(classes, reverse=True) in LABELS_ONLY and set(classes) != set(task.label_names):
-            return True
+            return None
         if len(classes) != self.width:
             raise UserError(
                 f"{self._what}: has {len(classes)} class columns, the task has {self.width} "
                 f"({', '.join(task.label_names)}); or give the columns id,label or id,label,confidence"
             )
-        missing = [n for n in task.label_names if n not in classes]
-        if missing:
-            raise UserError(f"{self._what}: no column for label {missing[0]!r}; it has {', '.join(classes)}")
-        return False
+        way_out = f"it has {', '.join(classes)}; name the columns as the labels"
+        order = all_matched(classes, task.label_names, f"{self._what}: no column for label", way_out)
+        return [classes[i] for i in order]
 
     def _silent_rows(self, empty: np.ndarray, columns: list[str]) -> np.ndarray:
         """The rows without an answer, bool `[n]`; `UserError` for a row with some empty cells (`empty`: `[n,columns]`)."""
@@ -189,11 +191,12 @@ def _empty_cells(frame: Any) -> np.ndarray:
 
 
 def _as_label(value: Any, labels: dict[str, int]) -> str:
-    """A cell as a label. Readers turn whole numbers into floats where a column has empty cells."""
-    text = str(value)
-    if text not in labels and isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return text
+    """A cell as a label: as it is, or without regard to case and punctuation where that fits one label alone."""
+    # Readers turn whole numbers into floats where a column has empty cells.
+    whole = str(value) not in labels and isinstance(value, float) and value.is_integer()
+    text = str(int(value)) if whole else str(value)
+    alike = [text] if text in labels else [label for label in labels if folded(label) == folded(text)]
+    return alike[0] if len(alike) == 1 else text
 
 
 def build_predictions(spec: PredictionsTeacher, task: Task, home: Path, engine: Engine, folds: int) -> Source:

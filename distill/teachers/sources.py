@@ -22,7 +22,7 @@ from distill.settings import (
     TeacherSettings,
     TeachersSettings,
 )
-from distill.teachers.checkpoint import ModelTeacher, build_checkpoint
+from distill.teachers.checkpoint import ModelTeacher, build_checkpoint, check_order
 from distill.teachers.finetune import build_finetune, learns_train, training_data
 from distill.teachers.ngrams import build_sklearn
 from distill.teachers.predictions import FileTeacher, build_predictions
@@ -76,11 +76,11 @@ def load_pool(settings: TeachersSettings, task: Task, home: Path, engine: Engine
         if isinstance(spec, FinetuneTeacher | SklearnTeacher):
             training_data(spec, task, settings.folds)
     trained = [spec for spec in settings.pool if isinstance(spec, FinetuneTeacher | SklearnTeacher)]
-    teachers = {
-        spec.name: load_teacher(spec, task, home, engine, settings.folds)
-        for spec in settings.pool
-        if spec not in trained
-    }
+    given = [spec for spec in settings.pool if spec not in trained]
+    teachers = {spec.name: load_teacher(spec, task, home, engine, settings.folds) for spec in given}
+    for teacher in teachers.values():
+        if isinstance(teacher, ModelTeacher) and teacher.unnamed:
+            check_order(teacher, task, home)
     if trained:  # a checkpoint that fails is found before the others are fine-tuned
         for teacher in teachers.values():
             if isinstance(teacher, ModelTeacher) and not is_stored(teacher, task.splits["train"], home):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill.data.splits import Task
 from distill.data.tokens import Stream, TokenizedSplit, run_over
 from distill.models.engine import Engine
-from distill.models.loading import load_encoder, takes_token_types
-from distill.settings import StudentSettings
+from distill.models.loading import load_classifier, load_encoder, takes_token_types
+from distill.settings import CheckpointTeacher, StudentSettings, TransformerEncoderSettings
 from distill.student import Student
+from distill.teachers.encoders import TransformerEncoder, unit
+from distill.teachers.sources import load_teacher
 
 TYPED = {"bert": True, "roberta": False, "xlnet": True, "albert": True}  # which models were trained with token types
 
@@ -141,3 +146,112 @@ def test_run_over_keeps_the_order(zoo: dict[str, Path], pairs: Any) -> None:
         out = run_over(split, forward, size)
         assert seen == sorted(seen, reverse=True)
         np.testing.assert_array_equal(out.numpy(), np.stack([sums, -sums], 1))
+
+
+# --- token types ------------------------------------------------------------------------------------------------------
+
+
+def own_logits(folder: Path, model: Any, texts: list[tuple[str, ...]]) -> torch.Tensor:
+    """What `model(**tokenizer(...))` gives, one instance at a time."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        return torch.cat(
+            [model(**tokenizer(*t, truncation=True, max_length=64, return_tensors="pt")).logits for t in texts]
+        )
+
+
+@pytest.fixture
+def copied(zoo: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
+    """`copied("bert", ["input_ids"], "4.40.0")`: a classifier whose tokenizer's file names these inputs, and its version."""
+
+    def make(name: str, names: list[str] | None = None, version: str | None = None) -> Path:
+        folder = tmp_path / name
+        model: Any = load_classifier(zoo[name], ["no", "yes"], 0, "x")
+        model.save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(zoo[name]).save_pretrained(folder)
+        for file, key, value in (
+            ("tokenizer_config", "model_input_names", names),
+            ("config", "transformers_version", version),
+        ):
+            if value is not None:
+                path = folder / f"{file}.json"
+                path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+        return folder
+
+    return make
+
+
+def two_classes(split: Any) -> Any:
+    return Task("x", "files", ("no", "yes"), {"train": split})
+
+
+def teacher_logits(folder: Path, split: Any) -> torch.Tensor:
+    spec = CheckpointTeacher(name="t", path=str(folder), max_length=64)
+    return torch.from_numpy(
+        load_teacher(spec, two_classes(split), folder, Engine(torch.device("cpu"), fast=False)).compute(split)
+    )
+
+
+WITHOUT = ["input_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("bert", None),
+        ("bert", WITHOUT),
+        ("albert", None),
+        ("albert", [*WITHOUT, "token_type_ids"]),
+        ("roberta", None),
+        ("xlnet", None),
+    ],
+)
+@pytest.mark.faults
+def test_a_teachers_inputs_are_those_of_its_own_tokenizer(
+    copied: Any, pairs: Any, name: str, names: list[str] | None
+) -> None:
+    """`model(**tokenizer(...))` is right: the checkpoint was trained, and is used elsewhere, with these inputs."""
+    folder, split = copied(name, names), pairs()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    torch.testing.assert_close(
+        teacher_logits(folder, split), own_logits(folder, model, split.texts), atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.faults
+def test_a_teacher_of_transformers_4_has_the_token_types_of_its_time(copied: Any, pairs: Any) -> None:
+    """Its tokenizer made them; version 5 does not."""
+    split = pairs()
+    new, old = teacher_logits(copied("albert"), split), teacher_logits(copied("albert", version="4.40.0"), split)
+    assert (new - old).abs().max() > 1e-4
+    named = teacher_logits(copied("albert", [*WITHOUT, "token_type_ids"]), split)
+    torch.testing.assert_close(old, named)
+
+
+@pytest.mark.parametrize("name", ["bert", "albert", "xlnet"])
+@pytest.mark.parametrize("names", [None, WITHOUT])
+@pytest.mark.faults
+def test_a_saved_student_is_used_as_it_was_trained(
+    copied: Any, pairs: Any, tmp_path: Path, name: str, names: list[str] | None
+) -> None:
+    """By `transformers` alone, and as a teacher. Where the tokenizer's file names no inputs, they are those of pretraining."""
+    folder, split = copied(name, names), pairs()
+    model: Any = load_classifier(folder, ["no", "yes"], 1, "x")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    student = Student(model, tokenizer, StudentSettings(max_length=64), Engine(torch.device("cpu"), fast=False))
+    logits = student.predict(student.tokenize(split.texts))
+    assert ("token_type_ids" in student.tokenize(split.texts).batch(np.arange(2))) == (names is None)
+    student.save(tmp_path / "saved")
+    torch.testing.assert_close(own_logits(tmp_path / "saved", model, split.texts), logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(teacher_logits(tmp_path / "saved", split), logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.faults
+def test_an_encoders_inputs_are_those_that_its_tokenizer_names(copied: Any, pairs: Any) -> None:
+    folder, split = copied("bert", WITHOUT), pairs()
+    settings = TransformerEncoderSettings(path=str(folder), pooling="cls", max_length=64)
+    got = TransformerEncoder(settings, Engine(torch.device("cpu"))).compute(split)
+    tokenizer, model = transformers.AutoTokenizer.from_pretrained(folder), load_encoder(folder, "x")
+    with torch.no_grad():
+        own = [model(**tokenizer(*t, return_tensors="pt")).last_hidden_state[0, 0].numpy() for t in split.texts]
+    np.testing.assert_allclose(got, unit(np.stack(own)), atol=1e-5)
