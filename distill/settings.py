@@ -892,7 +892,7 @@ _NOTICES: set[str] = set()
 
 
 def notice(message: str) -> None:
-    """Print a line about an old spelling on stderr, once a process."""
+    """Print a note on stderr, once a process."""
     if message not in _NOTICES:
         _NOTICES.add(message)
         print(f"note: {message}", file=sys.stderr)
