@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
 
 from distill.checks import UserError, expand
 from distill.data.formats import cells_of, read_table

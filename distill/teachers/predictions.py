@@ -146,7 +146,7 @@ class FileTeacher:
         if "confidence" in frame.columns:
             self._confidence = sure = self._numbers(frame["confidence"], "confidence")
             given = sure[~self._silent]
-            percent = len(given) > 0 and 2 <= np.median(given) and given.max() <= 100
+            percent = len(given) > 0 and np.median(given) >= 2 and given.max() <= 100
             outside = "in percent (divide by 100)" if percent else "outside [0, 1]"
             self._refuse({outside: ~((sure >= 0) & (sure <= 1))}, "a confidence")
         probs = np.repeat(((1 - sure) / (self.width - 1))[:, None], self.width, 1)

@@ -297,7 +297,10 @@ def test_a_carriage_return_in_a_cell(tmp_path: Path) -> None:
     assert read_table(put(tmp_path / "t.tsv", spoilt(9, {3: "a\rb"}, "\t")))["review"][3] == "a\rb"
     assert read_table(put(tmp_path / "t.csv", spoilt(9, {3: '"a\rb"'})))["review"][3] == "a\rb"
     refused(
-        lambda: read_table(put(tmp_path / "t.csv", spoilt(9, {3: "a\rb"}))), "line 5", "carriage return", "quote the cell"
+        lambda: read_table(put(tmp_path / "t.csv", spoilt(9, {3: "a\rb"}))),
+        "line 5",
+        "carriage return",
+        "quote the cell",
     )
 
 
@@ -336,9 +339,7 @@ def test_texts_that_occur_in_two_files_are_counted(tmp_path: Path, notes: Callab
 def test_pairs_share_a_text_only_if_both_do(tmp_path: Path, notes: Callable[[], list[str]]) -> None:
     put(tmp_path / "t.csv", "\n".join(["a,b,label", *(f"q{i},s{i},{i % 2}" for i in range(20))]))
     put(tmp_path / "e.csv", "\n".join(["a,b,label", "q1,s2,0", "q2,s2,1", "q3,other,1"]))
-    load_task(
-        TaskSettings(name="files", train=str(tmp_path / "t.csv"), test=str(tmp_path / "e.csv"), text=["a", "b"])
-    )
+    load_task(TaskSettings(name="files", train=str(tmp_path / "t.csv"), test=str(tmp_path / "e.csv"), text=["a", "b"]))
     (note,) = notes()
     assert "1 of 3 texts" in note
 

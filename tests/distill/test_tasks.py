@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.checks import RoleError, UserError
+from distill.data.formats import read_table
 from distill.data.glue import GLUE
 from distill.data.load import TASKS, assign_roles, load_task, size_of
 from distill.data.splits import RawTask, Split, Table, Task, stratified
-from distill.data.formats import read_table
 from distill.settings import TaskSettings
 
 # --- GLUE: every official layout, written here ------------------------------------------------------------------------
