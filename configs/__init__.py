@@ -118,7 +118,8 @@ def _yaml_fault(error: YAMLError) -> str:
 def _unknown_key(found: re.Match[str], error: Exception) -> str:
     key, cause = found[1], str(error.__cause__)
     full = re.search(r"full_key: (\S+)", cause)
-    key = full[1] if full else key
+    if full and full[1].startswith(f"{key}."):  # an entry of the group that was given
+        key = full[1]
     for group in OPEN_GROUPS:
         if key.startswith(f"{group}."):
             return f"{key} is not set so far; to add it write ++{key}=VALUE"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -18,8 +20,22 @@ _PLAIN = re.compile(r"[A-Za-z0-9_/\\+.$%*@?|: -]*")  # what Hydra reads without 
 # Quoted texts and brackets, between the other parts of a list or group.
 _PARTS = re.compile(r"""((?<![^\s\[{,:])"(?:\\.|[^"\\])*"|(?<![^\s\[{,:])'(?:\\.|[^'\\])*'|[\[\]{},])""")
 _CONFIG_DIR = ("--config-dir", "-cd")
-_FLAGS_WITH_VALUE = {*_CONFIG_DIR, "--config-path", "-cp", "--config-name", "-cn", "--package", "-p"} | {
-    *("--cfg", "-c", "--info", "--experimental-rerun")
+# Hydra's flags, with and without a value.
+_WITH_VALUE = {
+    *_CONFIG_DIR,
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--package",
+    "-p",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+} | {"--experimental-rerun"}
+_WITHOUT_VALUE = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"} | {
+    *("--shell-completion", "-sc")
 }
 
 
@@ -42,14 +58,22 @@ def without_config_dir(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, folders
 
 
-def of_command(arguments: Sequence[str]) -> list[str]:
-    """The overrides among the words of a command line, without Hydra's flags and their values."""
-    found, value = [], False
+def flags_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line: Hydra's flags with their values, and the overrides, which may stand between flags.
+
+    Raises:
+        UserError: for an unknown flag.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    value = False
     for word in arguments:
-        if not value and not word.startswith("-"):
-            found.append(word)
-        value = not value and word in _FLAGS_WITH_VALUE
-    return found
+        (flags if value or word.startswith("-") else overrides).append(word)
+        flag, equals, _ = word.partition("=")
+        if not value and word.startswith("-") and flag not in _WITH_VALUE | _WITHOUT_VALUE:
+            raise UserError(f"{flag} is not known; write a setting as NAME=VALUE, --help lists all of them")
+        value = not value and flag in _WITH_VALUE and not equals
+    return flags, overrides
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -65,9 +89,19 @@ def check_overrides(overrides: Sequence[str]) -> None:
         if not equals and not key.startswith("~"):
             raise UserError(f"{key} has no value; write {key}=VALUE")
         try:
-            parser.parse_override(override)
+            read = parser.parse_override(override)
         except HydraException:
             raise UserError(_unreadable(parser, key, value)) from None
+        option = None if read.is_sweep_override() else read.value()
+        group = key.lstrip("+~").partition("@")[0]
+        if group in _groups() and isinstance(option, bool | int | float | dict):
+            raise UserError(f"{override}: {group} takes the name of an option; --help lists them")
+
+
+@lru_cache(maxsize=1)
+def _groups() -> frozenset[str]:
+    """The names of the configuration groups."""
+    return frozenset(p.name for p in resources.files("configs").iterdir() if p.is_dir())
 
 
 def quoted(key: str, value: str) -> str:
@@ -80,23 +114,27 @@ def quoted(key: str, value: str) -> str:
 def _unreadable(parser: OverridesParser, key: str, value: str) -> str:
     """The message for a value that Hydra cannot read. Advice is given only if Hydra can read the advice."""
     inner = value.startswith(("[", "{"))
-    fixed = f"{key}={_with_quotes(value)}" if inner else f"{key}={QuotedString(value, Quote.double).with_quotes()}"
+    quotes: list[str] = []
+    fixed = f"{key}={_with_quotes(value, quotes) if inner else QuotedString(value, Quote.double).with_quotes()}"
     try:
         parser.parse_override(fixed)
     except HydraException:
         return f"{key}={value} cannot be read; check its brackets, commas and quotes, {OWN_FILE}"
+    if inner and len(value) > 300:  # the whole setting twice would be cut in the middle
+        return f"{key} cannot be read; use these quotes: {', '.join(quotes)}; {OWN_FILE}"
     return f"{key}={value} cannot be read; quote it: {shlex.quote(fixed) if inner else quoted(key, value)}, {OWN_FILE}"
 
 
-def _with_quotes(value: str) -> str:
-    """A list or group with quotes around those of its texts that need them."""
+def _with_quotes(value: str, added: list[str]) -> str:
+    """A list or group with quotes around those of its texts that need them; these are put into `added`, too."""
     out = []
     for i, part in enumerate(_PARTS.split(value)):
         text = part.strip()
         if i % 2 or _PLAIN.fullmatch(text):
             out.append(part)
             continue
-        match = re.fullmatch(r"([\w.-]+\s*:\s*)(.*)", text)
+        match = re.fullmatch(r"(\s*(?:[\w.-]+\s*:\s*)?)(.*?)\s*", part)
         name, text = (match[1], match[2]) if match else ("", text)
-        out.append(f" {name}{QuotedString(text, Quote.double).with_quotes()}" if text else part)
+        added.append(QuotedString(text, Quote.double).with_quotes())
+        out.append(name + added[-1])
     return "".join(out)

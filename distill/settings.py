@@ -782,8 +782,8 @@ def _build(cls: type[T], plain: dict[str, Any], where: str, ready: dict[str, Any
         one_of(key, [f.name for f in fields(cls)], f"{where}: key")  # type: ignore[arg-type]
     hints = get_type_hints(cls)
     nested = {k: parse(hints[k], v, f"{where}.{k}") for k, v in plain.items() if is_dataclass(hints[k])}
-    separator = ": " if " " in where else "."
-    given = {k: _coerced(v, hints[k], f"{where}{separator}{k}") for k, v in plain.items() if k not in nested}
+    prefix = "" if where in ("config", "compare") else f"{where}: " if " " in where else f"{where}."
+    given = {k: _coerced(v, hints[k], prefix + k) for k, v in plain.items() if k not in nested}
     types = make_dataclass(f"{cls.__name__}Types", [(k, hints[k]) for k in given])
     try:  # OmegaConf converts and checks the values by their types
         values: dict[str, Any] = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(types), given))  # type: ignore[assignment]
@@ -791,7 +791,7 @@ def _build(cls: type[T], plain: dict[str, Any], where: str, ready: dict[str, Any
         key = re.split(r"[.\[]", getattr(error, "full_key", None) or "")[0]
         if key not in given:
             raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
-        raise UserError(f"{where}{separator}{key}={given[key]!r} must be {_wanted(hints[key])}") from None
+        raise UserError(f"{prefix}{key}={given[key]!r} must be {_wanted(hints[key])}") from None
     _check_finite(values, where)
     return cls(**values, **nested, **ready)
 
@@ -1029,7 +1029,8 @@ def register() -> None:
     """Give Hydra the tree's defaults under the names that `configs/*.yaml` start from."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=defaults())
-    store.store(name="compare_schema", node=asdict(CompareSettings()))
+    cells = "outputs/${folder_name:task.name,${task.name}}/cells"
+    store.store(name="compare_schema", node={**asdict(CompareSettings()), "cells": cells})
     for name, (
         lr,
         params,

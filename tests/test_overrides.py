@@ -76,6 +76,12 @@ def test_labels_that_need_quotes(labels: list[str]) -> None:
     assert settings(fixed).teachers.pool[0].labels == labels  # type: ignore[attr-defined]
 
 
+def test_a_long_pool_names_the_texts_alone() -> None:
+    entries = [f"{{name: t{i}, kind: checkpoint, path: folder (1)/number-{i}}}" for i in range(12)]
+    message = refusal(f"teachers.pool=[{', '.join(entries)}]")
+    assert message.startswith('teachers.pool cannot be read; use these quotes: "folder (1)/number-0", "folder')
+
+
 @pytest.mark.parametrize("value", ["[{name: a]", "[{name: a}", "[a, (b]", "{", "["])
 def test_brackets_that_are_not_closed(value: str) -> None:
     message = refusal(f"teachers.pool={value}")

@@ -64,7 +64,8 @@ class Cell:
 
 def words_of(entry: str) -> list[str]:
     """The agent and the overrides of an entry of `agents=[...]`, split at spaces outside of brackets and quotes."""
-    words, word, depth, quote = [], "", 0, ""
+    words: list[str] = []
+    word, depth, quote = "", 0, ""
     for character in entry:
         if quote:
             quote = "" if character == quote else quote

@@ -31,7 +31,7 @@ import configs
 from agents.experiment.heap import return_large_blocks
 from agents.experiment.help import help_text
 from agents.experiment.interrupts import Interrupted, stop
-from configs.overrides import check_overrides, of_command
+from configs.overrides import check_overrides, flags_and_overrides
 from distill import parallel
 from distill.cache import writing
 from distill.checks import UserError
@@ -54,7 +54,9 @@ def launch(run: Callable[[dict[str, Any]], None], config: str = "config") -> Non
         if not parallel.is_first():  # it takes part in the work; the first process does the talking
             stack.enter_context(redirect_stdout(io.StringIO()))
         try:
-            check_overrides(of_command(arguments))
+            flags, overrides = flags_and_overrides(arguments)
+            check_overrides(overrides)
+            sys.argv[1:] = [*flags, *overrides]  # Hydra takes no override after a flag that follows another one
             main(version_base="1.3", config_path="pkg://configs", config_name=config)(lambda cfg: _job(run, cfg))()
         except UserError as error:
             _fail(error)

@@ -339,7 +339,8 @@ def _tsv_rows(path: Path, text: str) -> list[Row]:
     plain = [Row(i, i, line.split("\t")) for i, line in enumerate(lines, 1) if line.strip(" ")]
     if '"' not in text or not plain:
         return plain
-    quoted = _quoted_tsv("\n".join(lines) + "\n", plain)
+    whole = text if "\n" in text else text.replace("\r", "\n")
+    quoted = _quoted_tsv(whole if whole.endswith("\n") else whole + "\n", plain)
     if quoted is None:
         _note_kept_quotes(path, plain)
         return plain
@@ -386,6 +387,7 @@ def _quoted_rows(text: str) -> tuple[list[Row], list[list[bool]], list[str]] | N
             inner.append(match[1])
         cells.append(match[2] if match[1] is None else match[1].replace('""', '"'))
         if match[3] != "\t":
+            cells[-1] = cells[-1] if mark[-1] else cells[-1].rstrip("\r")
             if mark != [False] or cells[0].strip(" "):
                 rows.append(Row(first, line - 1, cells))
                 marks.append(mark)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 from distill.checks import UserError, expand
 from distill.data.formats import cells_of, read_table
@@ -91,19 +92,13 @@ def _user_table(path: Path, settings: TaskSettings, role: str) -> Table:
     frame = read_table(path)
     if len(frame) <= 1:
         raise UserError(f"{path}: {len(frame)} data rows; at least two are needed")
-    labelled = role != "unlabelled"
-    wanted = [*settings.text, *([settings.label] if labelled else []), *([settings.id] if settings.id else [])]
+    own = [settings.label] if role != "unlabelled" else []
+    wanted = [*settings.text, *own, *([settings.id] if settings.id else [])]
     for name in [*wanted, *([settings.owner] if settings.owner and role == "train" else [])]:
         if name not in frame.columns:
             raise UserError(_no_column(path, name, [str(c) for c in frame.columns]))
-    for name in wanted:
-        missing = frame[name].isna()
-        if missing.any():
-            raise UserError(
-                f"{path}: row {int(missing.argmax()) + 1} has an empty cell in column {name!r}; fill or drop it"
-            )
-    columns = {name: cells_of(frame[name], path, numbers=name not in settings.text) for name in wanted}
-    labels = columns[settings.label] if labelled else None
+    columns = {name: _full_column(frame[name], path, numbers=name not in settings.text) for name in wanted}
+    labels = columns[settings.label] if own else None
     if labels is not None and "" in labels:
         raise UserError(
             f"{path}: row {labels.index('') + 1} has no label in column {settings.label!r}; fill or drop it"
@@ -111,11 +106,25 @@ def _user_table(path: Path, settings: TaskSettings, role: str) -> Table:
     texts = list(zip(*(columns[c] for c in settings.text), strict=True))
     ids = columns[settings.id] if settings.id else [f"{role}-{i}" for i in range(len(frame))]
     _check_ids(ids, path, settings.id)
-    owners = None
-    if settings.owner and (role == "train" or settings.owner in frame.columns):
-        owner = frame[settings.owner].astype(object)
-        owners = cells_of(owner.where(owner.notna(), ""), path)  # an empty cell: nobody knows who is right
+    owners = _owners(frame, path, settings.owner)
     return Table(ids, texts, labels or [None] * len(ids), owners)
+
+
+def _full_column(column: Any, path: Path, numbers: bool) -> list[str]:
+    """A column as strings; `UserError` for a missing cell, or one of another type."""
+    missing = column.isna()
+    if missing.any():
+        row = int(missing.argmax()) + 1
+        raise UserError(f"{path}: row {row} has an empty cell in column {column.name!r}; fill or drop it")
+    return cells_of(column, path, numbers)
+
+
+def _owners(frame: Any, path: Path, name: str | None) -> list[str] | None:
+    """The owners of the rows, empty where nobody is known to be right; None without the column."""
+    if not name or name not in frame.columns:
+        return None
+    column = frame[name].astype(object)
+    return cells_of(column.where(column.notna(), ""), path)
 
 
 def _no_column(path: Path, name: str, columns: list[str]) -> str:

@@ -108,9 +108,10 @@ class FileTeacher:
         try:
             return np.asarray(values.astype(np.float64))
         except (ValueError, TypeError, OverflowError):
-            row, cell = next((i, c) for i, row in enumerate(values) for c in np.atleast_1d(row) if not _is_number(c))
+            flat = values.reshape(len(values), -1)
+            row, cell = next((i, c) for i, cells in enumerate(flat) for c in cells if not _is_number(c))
             shown = repr(cell) if len(repr(cell)) <= 40 else f"{repr(cell)[:40]}..."
-            raise UserError(f"{self._what}: id {self._ids[row]!r} has a {what} that is not a number: {shown}") from None
+            raise UserError(f"{self._what}: id {self._ids[row]!r}: a {what} is not a number: {shown}") from None
 
     def _refuse(self, faults: dict[str, np.ndarray], what: str) -> None:
         """Raise `UserError` for the first row that answers with a fault (`faults`: name -> bool `[n]`)."""

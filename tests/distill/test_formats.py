@@ -174,7 +174,7 @@ def spoilt(count: int, changes: dict[int, str], separator: str = ",") -> str:
         ({30: '"the film', 31: 'a screen of 12"'}, ["line 32", "line 33", "look like rows"]),
         ({30: '"the film'}, ["line 32", "never closed"]),
         ({89: '"the film'}, ["line 91", "never closed"]),
-        ({30: '"the" film, "another'}, ["line 32", "never closed"]),
+        ({30: '"the" film,"another'}, ["line 32", "never closed"]),
     ],
 )
 def test_a_quote_that_joins_rows_is_refused(tmp_path: Path, changes: dict[int, str], words: list[str]) -> None:
