@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,13 +24,13 @@ import configs
 from agents import reinforce
 from agents.experiment import runs
 from agents.experiment.checkpoints import Checkpoints
-from agents.experiment.grid import CHOICES, RESULT, Cell
+from agents.experiment.grid import CHOICES, RESULT, Cell, words_of
 from agents.experiment.heap import return_large_blocks
 from agents.experiment.interrupts import Interrupted, stop
 from agents.rules import RULES, find_rule, make_rule
 from distill import cache, preflight
 from distill.checks import UserError, one_of
-from distill.settings import SB3_DEFAULTS, RunSettings
+from distill.settings import SB3_DEFAULTS, CompareSettings, RunSettings
 from envs.core import Core
 from envs.credit import with_credit
 
@@ -44,18 +45,25 @@ def entry_settings(entry: str, base: Sequence[str]) -> RunSettings:
     Raises:
         UserError: before anything runs, for an unknown agent, a wrong setting or a missing package.
     """
-    name, *more = entry.split()
+    name, *more = words_of(entry)
     if ":" not in name:  # else one teacher alone, or an import path
         one_of(name, (*RULES, "single", *LEARNERS), "agents: entry")
     if name not in LEARNERS:
-        settings = RunSettings.from_config(configs.compose([*base, *more]))
+        settings = _composed([*base, *more])
         find_rule(name, _teachers(settings))  # reports an unknown one
         return with_credit(settings, preferred="influence")
-    settings = RunSettings.from_config(configs.compose([*base, *more, f"agent={name}"]))
+    settings = _composed([*base, *more, f"agent={name}"])
     if name == "reinforce":
         return with_credit(settings, preferred="counterfactual")
     _sb3().algorithm(name)  # reports a missing package
     return with_credit(settings, preferred="influence")
+
+
+def _composed(overrides: Sequence[str]) -> RunSettings:
+    """The settings of a run after `overrides`; a file of the user's may also hold settings of the grid."""
+    config = configs.compose(overrides, name="compare")
+    grid = {f.name for f in fields(CompareSettings)}
+    return RunSettings.from_config({key: value for key, value in config.items() if key not in grid})
 
 
 def _sb3() -> ModuleType:

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from agents.cell import entry_settings, identity
 from agents.experiment import runs
 from agents.experiment.grid import FORMAT, Cell, cores, run_grid
-from agents.experiment.launch import launch, reproduce_line, run_folder
+from agents.experiment.launch import config_dir, launch, reproduce_line, run_folder
 from agents.experiment.report import page
 from agents.experiment.tables import against_baselines, print_against, print_rows, summarise, write_csv
 from distill import cache, parallel
@@ -74,7 +75,8 @@ def _key(override: str) -> str:
 def _line(entry: str, seed: int, base: Sequence[str], threads: int | None) -> str:
     """The command that gives one cell."""
     shown = [o for o in base if _key(o) not in keys_changing("nothing")]
-    line = ["python", "agents/compare.py", *shown, f'agents=["{entry}"]', "seeds=1", f"seed={seed}"]
+    agents = f"agents=[{QuotedString(entry, Quote.double).with_quotes()}]"
+    line = ["python", "agents/compare.py", *config_dir(), *shown, agents, "seeds=1", f"seed={seed}"]
     return shlex.join([*line, *([f"threads={threads}"] if threads else [])])  # threads change the last digits
 
 

@@ -18,7 +18,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -749,9 +750,10 @@ class CompareSettings:
 
 def import_plugins(modules: Sequence[str]) -> None:
     """Import the modules of `plugins`; `UserError` for one that cannot be imported."""
-    if not isinstance(modules, list):
+    names = [modules] if isinstance(modules, str) else modules
+    if not isinstance(names, list):
         raise UserError(f"plugins={modules} must be a list of modules: plugins=[my_package.module]")
-    for name in modules:
+    for name in names:
         try:
             importlib.import_module(str(name))
         except (ImportError, ValueError) as error:
@@ -780,16 +782,54 @@ def _build(cls: type[T], plain: dict[str, Any], where: str, ready: dict[str, Any
         one_of(key, [f.name for f in fields(cls)], f"{where}: key")  # type: ignore[arg-type]
     hints = get_type_hints(cls)
     nested = {k: parse(hints[k], v, f"{where}.{k}") for k, v in plain.items() if is_dataclass(hints[k])}
-    given = {k: v for k, v in plain.items() if k not in nested}
+    prefix = "" if where in ("config", "compare") else f"{where}: " if " " in where else f"{where}."
+    given = {k: _coerced(v, hints[k], prefix + k) for k, v in plain.items() if k not in nested}
     types = make_dataclass(f"{cls.__name__}Types", [(k, hints[k]) for k in given])
     try:  # OmegaConf converts and checks the values by their types
         values: dict[str, Any] = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(types), given))  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or ""
-        first = str(error).splitlines()[0]
-        raise UserError(f"{where}{'.' if key else ''}{key}: {first}") from None
+        key = re.split(r"[.\[]", getattr(error, "full_key", None) or "")[0]
+        if key not in given:
+            raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{prefix}{key}={given[key]!r} must be {_wanted(hints[key])}") from None
     _check_finite(values, where)
     return cls(**values, **nested, **ready)
+
+
+def _coerced(value: Any, hint: Any, what: str) -> Any:
+    """A value as it was meant: one word where a list of words belongs is a list of one.
+
+    Raises:
+        UserError: for true or false where a word belongs, because the word as it was written is lost.
+    """
+    base = _without_none(hint)
+    words = base == list[str]
+    if words and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return [str(value)]
+    labels = what.endswith("labels")  # these may be True and False
+    inner = value if words and isinstance(value, list) and not labels else [value]
+    if (words or base is str) and any(isinstance(v, bool) for v in inner):
+        raise UserError(f"{what}={value} is read as true or false; quote the word: \"{what}='true'\"")
+    return value
+
+
+def _without_none(hint: Any) -> Any:
+    """The type of a setting that may also be null."""
+    return next((t for t in get_args(hint) if t is not NoneType), hint) if isinstance(hint, UnionType) else hint
+
+
+def _wanted(hint: Any) -> str:
+    """A setting's type in words."""
+    kinds = {
+        str: "a text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        list[str]: "a list of words, as [a, b]",
+        list[int]: "a list of whole numbers, as [1, 4]",
+    }
+    base = _without_none(hint)
+    return kinds.get(base, "a group, as {key: value}") + (" or null" if base != hint else "")
 
 
 def _check_finite(value: Any, where: str) -> None:
@@ -844,13 +884,28 @@ def _agent(mapping: Any) -> AgentSettings:
 
 def teacher(mapping: Any) -> TeacherSettings:
     """One entry of `teachers.pool`. The spelling of version 0.1 (`fitted`, `probs`, no kind) is read with a notice."""
+    if not isinstance(mapping, Mapping) and not OmegaConf.is_config(mapping):
+        kind = "predictions" if _is_table(mapping) else "checkpoint"
+        raise UserError(f"teachers.pool: entry {mapping!r} must be a group: {{name: a, kind: {kind}, path: PATH}}")
     plain = _plain(mapping, "teachers.pool: entry")
-    where = f"teacher {plain.get('name', 'teacher')}"
+    name = plain.get("name", "teacher")
+    where, spelling = f"teacher {name}", ""
+    table = next((key for key, value in plain.items() if key != "name" and _is_table(value)), None)
+    if table is not None and table != "probs" and plain.get("kind") != "predictions":
+        way_out = f"{{name: {name}, kind: predictions, path: {plain[table]}}}"
+        raise UserError(f"{where}: {table}={plain[table]} is a file of answers; write it as {way_out}")
     if "kind" not in plain:
         plain, new = _old_teacher(plain, where)
-        notice(f"{where}: give its kind; this entry is now written {{name: {plain.get('name')}, {new}}}")
+        spelling = f"{where}: give its kind; this entry is now written {{name: {plain.get('name')}, {new}}}"
     made: TeacherSettings = _of_kind(TEACHER_KINDS, plain, where, "finetune")
+    if spelling:
+        notice(spelling)
     return made
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a setting names a file of answers, by its suffix."""
+    return isinstance(value, str) and value.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
 
 
 def _old_teacher(plain: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
@@ -892,7 +947,7 @@ _NOTICES: set[str] = set()
 
 
 def notice(message: str) -> None:
-    """Print a line about an old spelling on stderr, once a process."""
+    """Print a note on stderr, once a process."""
     if message not in _NOTICES:
         _NOTICES.add(message)
         print(f"note: {message}", file=sys.stderr)
@@ -974,7 +1029,8 @@ def register() -> None:
     """Give Hydra the tree's defaults under the names that `configs/*.yaml` start from."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=defaults())
-    store.store(name="compare_schema", node=asdict(CompareSettings()))
+    cells = "outputs/${folder_name:task.name,${task.name}}/cells"
+    store.store(name="compare_schema", node={**asdict(CompareSettings()), "cells": cells})
     for name, (
         lr,
         params,

@@ -233,7 +233,7 @@ DATA: dict[str, Case] = {
     "a null in JSON": (table("train", "t.jsonl", lambda rows: first(rows, review=None)), ["t.jsonl", "row 1", "empty cell"]),
     "a list where a text belongs": (table("train", "t.jsonl", lambda rows: first(rows, review=["a", "b"])), ["t.jsonl", "row 1", "review"]),
     "a Parquet file that is none": (given("t.parquet", "PAR1 not really"), ["t.parquet", "not readable as parquet"]),
-    "a header with one name twice": (edit("train.csv", "key,review,verdict", "key,review,review"), ["train.csv", "no column 'verdict'"]),
+    "a header with one name twice": (edit("train.csv", "key,review,verdict", "key,review,review"), ["train.csv", "'review' occurs 2 times"]),
     "a folder for a file": (nothing("task.train=."), ["unknown kind of file", ".csv"]),
     "an unknown kind of file": (lambda p: [f"task.train={shutil.copy(p / 'train.csv', p / 'train.xls')}"], ["train.xls", ".csv"]),
     "no such file": (nothing("task.test=gone.csv"), ["gone.csv", "No such file"]),

@@ -76,7 +76,8 @@ def files_task(folder: Path, count: int = 90) -> list[str]:
         for i in range(n):
             label = list(WORDS)[i % 3]
             said = " and ".join(rng.choice(WORDS[label].split(), 2))
-            lines.append(f'{role}{i},"the film was {said}, friends",{label}')
+            what = "film" if role == "train" else "show"  # no text is in both files
+            lines.append(f'{role}{i},"the {what} was {said}, friends",{label}')
         (folder / f"{role}.csv").write_text("\n".join(lines) + "\n")
     paths = [f"task.{role}={folder / f'{role}.csv'}" for role in ("train", "test")]
     return ["task=files", *paths, "task.text=[review]", "task.label=verdict", "task.id=key"]

@@ -282,7 +282,6 @@ def test_add_an_environment_id(tiny_overrides) -> None:
             "plugins=[no_such_module]",
             r"plugins: no_such_module cannot be imported \(No module named 'no_such_module'\)",
         ),
-        ("plugins=my_ext", r"plugins=my_ext must be a list"),
     ],
 )
 def test_a_wrong_extension_is_one_line(extension, tiny_config, override, message) -> None:

@@ -62,6 +62,26 @@ class Cell:
         return cls(**{**facts, "settings": RunSettings.from_config(facts["settings"])})
 
 
+def words_of(entry: str) -> list[str]:
+    """The agent and the overrides of an entry of `agents=[...]`, split at spaces outside of brackets and quotes."""
+    words: list[str] = []
+    word, depth, quote = "", 0, ""
+    for character in entry:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        else:
+            depth += (character in "[{(") - (character in "]})")
+        if character.isspace() and depth == 0 and not quote:
+            words, word = [*words, word], ""
+        else:
+            word += character
+    if depth or quote:
+        return entry.split()  # each word is then checked, and the one that cannot be read is named
+    return [w for w in (*words, word) if w]
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

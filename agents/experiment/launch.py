@@ -22,7 +22,6 @@ from typing import Any, ClassVar
 from hydra import main
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +31,7 @@ import configs
 from agents.experiment.heap import return_large_blocks
 from agents.experiment.help import help_text
 from agents.experiment.interrupts import Interrupted, stop
+from configs.overrides import check_overrides, flags_and_overrides
 from distill import output, parallel
 from distill.cache import writing
 from distill.checks import UserError
@@ -55,11 +55,13 @@ def launch(run: Callable[[dict[str, Any]], None], config: str = "config") -> Non
         if not parallel.is_first():  # it takes part in the work; the first process does the talking
             stack.enter_context(redirect_stdout(io.StringIO()))
         try:
-            configs.check_overrides(arguments)
+            flags, overrides = flags_and_overrides(arguments)
+            check_overrides(overrides)
+            sys.argv[1:] = [*flags, *overrides]  # Hydra takes no override after a flag that follows another one
             main(version_base="1.3", config_path="pkg://configs", config_name=config)(lambda cfg: _job(run, cfg))()
         except UserError as error:
             _fail(error)
-        except (HydraException, OmegaConfBaseException) as error:
+        except configs.ERRORS as error:
             _fail(UserError(configs.one_line(error)))
         except OSError as error:  # Hydra makes the run's folder
             place = Path(str(error.filename or ""))
@@ -126,7 +128,13 @@ def run_folder() -> Path:
 def reproduce_line(script: str, left_out: Sequence[str]) -> str:
     """The command that gives this run again: the script and the overrides it was called with, but for some keys."""
     overrides = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in left_out]
-    return " ".join(["python", script, *(f"'{o}'" if any(c in o for c in " []{}") else o for o in overrides)])
+    return shlex.join(["python", script, *config_dir(), *overrides])
+
+
+def config_dir() -> list[str]:
+    """The words of the command line that name the user's own folder of YAML files, if there is one."""
+    folders = configs.own_folders("command-line")
+    return [word for folder in folders for word in ("--config-dir", folder.removeprefix("file://"))]
 
 
 def _is_parent(place: Path, arguments: Sequence[str]) -> bool:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from distill.checks import UserError, expand, one_of, plain_name
+from distill.data.formats import read_lines
 from distill.data.splits import RawTask, Table
-from distill.data.tables import read_text
 from distill.settings import TaskSettings
 
 LABELS = ("negative", "neutral", "positive")
@@ -73,13 +73,13 @@ def _read(folder: Path | None, language: str, split: str) -> Table:
 
 def _from_file(path: Path) -> Table:
     """One TSV file with columns `tweet` and `label`. Quotes have no meaning."""
-    lines = read_text(path).split("\n")
-    header = lines[0].rstrip("\r").split("\t")
+    lines = read_lines(path)
+    header = lines[0].split("\t")
     if header != ["tweet", "label"]:
         raise UserError(f"{path}: its columns must be tweet and label, got {', '.join(header)}")
     texts, labels = [], []
     for number, line in enumerate(lines[1:], 2):
-        cells = line.rstrip("\r").split("\t")
+        cells = line.split("\t")
         if not line.strip():
             continue
         if len(cells) != 2:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.checks import UserError, expand
+from distill.data.formats import read_lines
 from distill.data.splits import RawTask, Table
-from distill.data.tables import read_text
-from distill.settings import TaskSettings
+from distill.settings import TaskSettings, notice
 
 
 @dataclass(frozen=True)
@@ -119,20 +119,24 @@ def _from_hub(name: str, spec: Glue) -> dict[str, Table]:
 
 
 def read_glue_tsv(path: Path, spec: Glue, prefix: str) -> Table:
-    """One official TSV file. Cells are split at tabs, and quotes have no meaning. An id is `prefix` and a line number.
+    """One official TSV file. Cells are split at tabs; quotes and single carriage returns are text. An id is `prefix` and a line number.
 
     Raises:
         UserError: for an unreadable file, a missing column, a truncated row or an unknown label, naming the line.
     """
-    lines = read_text(path).split("\n")
+    lines = read_lines(path)
     columns, start = _columns(lines[0], spec, path)
     values = spec.values or spec.labels
     names = dict(zip(values, spec.labels, strict=True))
     ids, texts, labels = [], [], []
+    broken: list[int] = []
     for number, line in enumerate(lines[start:]):
-        cells = line.rstrip("\r").split("\t")
+        cells = line.split("\t")
         truncated = len(cells) <= max(columns)
-        if not line.strip() or (truncated and spec.broken_rows):
+        if not line.strip():
+            continue
+        if truncated and spec.broken_rows:
+            broken.append(number + start + 1)
             continue
         where = f"{path}: line {number + start + 1}"
         if truncated:
@@ -145,6 +149,8 @@ def read_glue_tsv(path: Path, spec: Glue, prefix: str) -> Table:
         labels.append(names[value])
     if len(ids) <= 1:
         raise UserError(f"{path}: no data rows")
+    if broken:
+        notice(f"{path}: {len(broken)} rows with too few cells (first: line {broken[0]}) are left out")
     return Table(ids, texts, labels)
 
 
@@ -152,8 +158,10 @@ def _columns(first_line: str, spec: Glue, path: Path) -> tuple[list[int], int]:
     """Positions of the texts and, last, the label; and the number of header lines."""
     if isinstance(spec.label, int):
         return [*(int(t) for t in spec.text), spec.label], 0
-    header = first_line.rstrip("\r").split("\t")
+    header = first_line.split("\t")
     for name in (*spec.text, spec.label):
         if name not in header:
             raise UserError(f"{path}: no column {name!r}; it has {', '.join(header)}")
+        if header.count(str(name)) > 1:
+            raise UserError(f"{path}: column {name!r} occurs {header.count(str(name))} times; remove the others")
     return [header.index(str(name)) for name in (*spec.text, spec.label)], 1

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import re
+import difflib
 from pathlib import Path
 from typing import Any
 
 from distill.checks import UserError, expand
+from distill.data.formats import cells_of, read_table
 from distill.data.splits import RawTask, Table, known_rows
-from distill.settings import TaskSettings
+from distill.settings import TaskSettings, notice
 
 LONGEST_ID = 256  # characters; numpy stores every id of a split as wide as the longest one
-FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text file, without a byte order mark.
-
-    Raises:
-        UserError: if it cannot be read, is not UTF-8 or contains a NUL character.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise _unreadable(path, error) from None
-    where = text.find("\0")
-    if where >= 0:
-        raise UserError(f"{path}: line {text.count(chr(10), 0, where) + 1} holds a NUL; take it out")
-    return text
-
-
-def _unreadable(path: Path, error: UnicodeDecodeError | OSError) -> UserError:
-    if isinstance(error, UnicodeDecodeError):
-        return UserError(f"{path}: not UTF-8 at byte {error.start}; convert it, for example with iconv -t utf-8")
-    return UserError(f"{path}: {error.strerror or error}; give the path of a readable file")
 
 
 def read_files(settings: TaskSettings) -> RawTask:
@@ -60,6 +37,7 @@ def read_files(settings: TaskSettings) -> RawTask:
                 f"{paths[role]}: label {unknown[0]!r} never occurs in {settings.train} ({', '.join(names)}){few}"
             )
     _check_unique([(str(paths[role]), table) for role, table in tables.items()])
+    _note_shared_texts({role: str(path) for role, path in paths.items()}, tables)
     return RawTask("files", tables, names)
 
 
@@ -86,6 +64,22 @@ def _check_unique(tables: list[tuple[str, Table]]) -> None:
             seen[i] = path
 
 
+def _note_shared_texts(paths: dict[str, str], tables: dict[str, Table]) -> None:
+    """Print a note for texts of dev or test that also occur in a file that the student learns from, or in dev."""
+    texts = {role: [" ".join("\n".join(t).split()) for t in table.texts] for role, table in tables.items()}
+    for role, others in {"dev": ("train", "unlabelled"), "test": ("train", "unlabelled", "dev")}.items():
+        for other in others:
+            if role not in tables or other not in tables:
+                continue
+            seen = set(texts[other]) - {""}
+            count = sum(text in seen for text in texts[role])
+            if count:
+                notice(
+                    f"{count} of {len(texts[role])} texts of task.{role}={paths[role]} also occur in "
+                    f"task.{other}={paths[other]}; scores on {role} will be too good"
+                )
+
+
 def _numbers_first(value: str) -> tuple[int, float, str]:
     """Sort key of labels: numbers by their value, then names."""
     try:
@@ -94,77 +88,17 @@ def _numbers_first(value: str) -> tuple[int, float, str]:
         return (1, 0.0, value)
 
 
-def read_table(path: Path) -> Any:
-    """A CSV, TSV, JSONL or Parquet file as a pandas frame. Cells stay as they were written; nothing is converted.
-
-    Raises:
-        UserError: for an unknown suffix, an unreadable file or rows with too many cells.
-    """
-    import pandas as pd
-
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise UserError(f"{path}: unknown kind of file; use .csv, .tsv, .jsonl or .parquet")
-    try:
-        frame = _read_frame(path, kind)
-    except (UnicodeDecodeError, OSError) as error:
-        raise _unreadable(path, error) from None
-    except Exception as error:  # each of pandas' readers has its own error classes
-        raise UserError(f"{path}: not readable as {kind} ({' '.join(str(error).split())[:120]})") from None
-    # pandas uses the surplus cells of longer rows as row names, which would shift every column.
-    if kind in ("csv", "tsv") and not isinstance(frame.index, pd.RangeIndex):
-        raise UserError(f"{path}: rows have more cells than the header; quote texts that hold the separator")
-    return frame
-
-
-def _read_frame(path: Path, kind: str) -> Any:
-    import pandas as pd
-
-    if kind == "parquet":
-        return pd.read_parquet(path)
-    if kind == "jsonl":
-        return pd.read_json(path, lines=True, dtype=False, encoding="utf-8")
-    how: dict[str, Any] = {"sep": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
-    return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", **how)
-
-
-def _cells(column: Any, path: Path) -> list[str]:
-    """A column as strings.
-
-    Raises:
-        UserError: for a cell that is a list or an object, or contains characters that are not text.
-    """
-    nested = [i for i, v in enumerate(column) if isinstance(v, list | dict)]
-    if nested:
-        raise UserError(
-            f"{path}: row {nested[0] + 1} has a list or an object in column {column.name!r}; give a text or a number"
-        )
-    values = [str(v) for v in column]
-    whole = "".join(values)
-    for what, pattern in {"a NUL": "\0", "half a surrogate pair": "[\ud800-\udfff]"}.items():
-        if re.search(pattern, whole):
-            row = next(i for i, v in enumerate(values, 1) if re.search(pattern, v))
-            raise UserError(f"{path}: row {row} has {what} in column {column.name!r}; take it out")
-    return values
-
-
 def _user_table(path: Path, settings: TaskSettings, role: str) -> Table:
     frame = read_table(path)
-    labelled = role != "unlabelled"
-    wanted = [*settings.text, *([settings.label] if labelled else []), *([settings.id] if settings.id else [])]
-    needed = [*wanted, *([settings.owner] if settings.owner and role == "train" else [])]
-    for name in needed:
-        if name not in frame.columns:
-            raise UserError(f"{path}: no column {name!r}; it has {', '.join(map(str, frame.columns))}")
     if len(frame) <= 1:
         raise UserError(f"{path}: {len(frame)} data rows; at least two are needed")
-    missing = frame[wanted].isna().any(axis=1)
-    if missing.any():
-        raise UserError(
-            f"{path}: row {int(missing.argmax()) + 1} has an empty cell in {', '.join(wanted)}; fill or drop it"
-        )
-    columns = {name: _cells(frame[name], path) for name in wanted}
-    labels = columns[settings.label] if labelled else None
+    own = [settings.label] if role != "unlabelled" else []
+    wanted = [*settings.text, *own, *([settings.id] if settings.id else [])]
+    for name in [*wanted, *([settings.owner] if settings.owner and role == "train" else [])]:
+        if name not in frame.columns:
+            raise UserError(_no_column(path, name, [str(c) for c in frame.columns]))
+    columns = {name: _full_column(frame[name], path, numbers=name not in settings.text) for name in wanted}
+    labels = columns[settings.label] if own else None
     if labels is not None and "" in labels:
         raise UserError(
             f"{path}: row {labels.index('') + 1} has no label in column {settings.label!r}; fill or drop it"
@@ -172,10 +106,38 @@ def _user_table(path: Path, settings: TaskSettings, role: str) -> Table:
     texts = list(zip(*(columns[c] for c in settings.text), strict=True))
     ids = columns[settings.id] if settings.id else [f"{role}-{i}" for i in range(len(frame))]
     _check_ids(ids, path, settings.id)
-    owners = None
-    if settings.owner and (role == "train" or settings.owner in frame.columns):
-        owners = _cells(frame[settings.owner].fillna(""), path)  # an empty cell: nobody knows who is right
+    owners = _owners(frame, path, settings.owner)
     return Table(ids, texts, labels or [None] * len(ids), owners)
+
+
+def _full_column(column: Any, path: Path, numbers: bool) -> list[str]:
+    """A column as strings; `UserError` for a missing cell, or one of another type."""
+    missing = column.isna()
+    if missing.any():
+        row = int(missing.argmax()) + 1
+        raise UserError(f"{path}: row {row} has an empty cell in column {column.name!r}; fill or drop it")
+    return cells_of(column, path, numbers)
+
+
+def _owners(frame: Any, path: Path, name: str | None) -> list[str] | None:
+    """The owners of the rows, empty where nobody is known to be right; None without the column."""
+    if not name or name not in frame.columns:
+        return None
+    column = frame[name].astype(object)
+    return cells_of(column.where(column.notna(), ""), path)
+
+
+def _no_column(path: Path, name: str, columns: list[str]) -> str:
+    """The message for a missing column, with the likely cause."""
+    message = f"{path}: no column {name!r}; it has {', '.join(columns)}"
+    folded = {c.strip().casefold(): c for c in columns}
+    near = difflib.get_close_matches(name.strip().casefold(), list(folded), 1)
+    if near:
+        return f"{message}; did you mean {folded[near[0]]!r}?"
+    for separator, what in {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}.items():
+        if len(columns) == 1 and separator in columns[0]:
+            return f"{message}; its cells are separated by {what}: use commas in .csv and tabs in .tsv"
+    return message
 
 
 def _check_ids(ids: list[str], path: Path, column: str | None) -> None:

@@ -8,6 +8,7 @@ Everything is kept in the cache, so that later runs start at once. For example:
     python -m distill.teachers task=mrpc teachers=fresh
     python -m distill.teachers task=bundled teachers.folds=4 threads=2
 
+Settings of your own in DIR/experiment/NAME.yaml or DIR/teachers/NAME.yaml: --config-dir DIR experiment=NAME.
 Settings: task, teachers (with teachers.pool, teachers.signals, teachers.folds), encoder, device, amp, fast, threads,
 data_dir and home. Their values and defaults are in distill/settings.py and in the files of configs/.
 """
@@ -20,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from configs import compose
+from configs.overrides import without_config_dir
 from distill import output
 from distill.checks import UserError
 
@@ -41,10 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("usage: " + str(__doc__).replace("`", ""))
         return 0
     try:
+        given, folders = without_config_dir(given)
         unknown = [word for word in given if word.startswith("-")]
         if unknown:
             raise UserError(f"{unknown[0]} is not known; give settings as KEY=VALUE, --help shows examples")
-        prepared = _prepare(given)
+        prepared = _prepare(given, folders)
         scores = prepared.teacher_scores()
         check = _check(prepared)
     except UserError as error:
@@ -69,7 +72,7 @@ def _check(prepared: Prepared) -> list[str]:
     return [] if check is None else preflight.lines(check)
 
 
-def _prepare(overrides: Sequence[str]) -> Prepared:
+def _prepare(overrides: Sequence[str], folders: Sequence[str]) -> Prepared:
     """The pool of these settings, fine-tuned and stored. Sets the number of torch's threads for the whole process."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
@@ -77,7 +80,7 @@ def _prepare(overrides: Sequence[str]) -> Prepared:
     from distill.process import Prepared  # imported here, so that --help answers at once
     from distill.settings import RunSettings
 
-    settings = RunSettings.from_config(compose(overrides))
+    settings = RunSettings.from_config(compose(overrides, folders=folders))
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     return Prepared.of(settings).load()

@@ -14,8 +14,8 @@ import numpy as np
 
 from distill import cache
 from distill.checks import UserError, expand
+from distill.data.formats import cells_of, read_table
 from distill.data.splits import Split, Task
-from distill.data.tables import read_table
 from distill.models.engine import Engine
 from distill.models.labels import all_matched, folded
 from distill.settings import PredictionsTeacher, digest
@@ -48,7 +48,7 @@ class FileTeacher:
         frame.columns = [str(c) for c in frame.columns]
         columns = self._check_columns(frame, task)
         self.says_labels = columns is None
-        self._ids = [str(v) for v in frame["id"]]
+        self._ids = cells_of(frame["id"], path)
         self._row = {v: i for i, v in enumerate(self._ids)}
         if len(self._row) != len(self._ids):
             raise UserError(f"{self._what}: an id occurs twice; ids must be unique")
@@ -75,12 +75,17 @@ class FileTeacher:
         if "id" not in frame.columns:
             raise UserError(f"{self._what}: no column 'id'; it has {', '.join(frame.columns)}")
         classes = [c for c in frame.columns if c != "id"]
+        if classes[:1] == ["Unnamed: 0"]:
+            raise UserError(
+                f"{self._what}: the first column has no name (an index of pandas); write it with to_csv(index=False)"
+            )
         if sorted(classes, reverse=True) in LABELS_ONLY and set(classes) != set(task.label_names):
             return None
         if len(classes) != self.width:
+            extra = next((f"; {c!r} is no label: remove it" for c in classes if c not in task.label_names), "")
             raise UserError(
                 f"{self._what}: has {len(classes)} class columns, the task has {self.width} "
-                f"({', '.join(task.label_names)}); or give the columns id,label or id,label,confidence"
+                f"({', '.join(task.label_names)}){extra}; or give the columns id,label or id,label,confidence"
             )
         way_out = f"it has {', '.join(classes)}; name the columns as the labels"
         order = all_matched(classes, task.label_names, f"{self._what}: no column for label", way_out)
@@ -104,8 +109,11 @@ class FileTeacher:
         values[self._silent] = 0.0
         try:
             return np.asarray(values.astype(np.float64))
-        except (ValueError, TypeError):
-            raise UserError(f"{self._what}: a {what} is not a number") from None
+        except (ValueError, TypeError, OverflowError):
+            flat = values.reshape(len(values), -1)
+            row, cell = next((i, c) for i, cells in enumerate(flat) for c in cells if not _is_number(c))
+            shown = repr(cell) if len(repr(cell)) <= 40 else f"{repr(cell)[:40]}..."
+            raise UserError(f"{self._what}: id {self._ids[row]!r}: a {what} is not a number: {shown}") from None
 
     def _refuse(self, faults: dict[str, np.ndarray], what: str) -> None:
         """Raise `UserError` for the first row that answers with a fault (`faults`: name -> bool `[n]`)."""
@@ -120,6 +128,7 @@ class FileTeacher:
         faults = {
             "NaN or infinite": ~np.isfinite(probs).all(1),
             "negative": (probs < 0).any(1),
+            "in percent (divide by 100)": np.abs(probs.sum(1) - 100) <= 2,
             "not summing to 1": ~(np.abs(probs.sum(1) - 1) <= 1e-3),
         }
         self._refuse(faults, "probabilities")
@@ -139,7 +148,10 @@ class FileTeacher:
         sure = np.ones(len(frame))
         if "confidence" in frame.columns:
             self._confidence = sure = self._numbers(frame["confidence"], "confidence")
-            self._refuse({"outside [0, 1]": ~((sure >= 0) & (sure <= 1))}, "a confidence")
+            given = sure[~self._silent]
+            percent = len(given) > 0 and np.median(given) >= 2 and given.max() <= 100
+            outside = "in percent (divide by 100)" if percent else "outside [0, 1]"
+            self._refuse({outside: ~((sure >= 0) & (sure <= 1))}, "a confidence")
         probs = np.repeat(((1 - sure) / (self.width - 1))[:, None], self.width, 1)
         rows = np.flatnonzero(~self._silent)
         probs[rows, self._label[rows]] = sure[rows]
@@ -188,6 +200,15 @@ def _empty_cells(frame: Any) -> np.ndarray:
     blank = frame.map(lambda value: isinstance(value, str) and not value.strip())
     empty: np.ndarray = (frame.isna() | blank).to_numpy(dtype=bool)
     return empty
+
+
+def _is_number(cell: Any) -> bool:
+    """Whether a cell can be read as a number."""
+    try:
+        float(cell)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 def _as_label(value: Any, labels: dict[str, int]) -> str:
