@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import _http
+from huggingface_hub.utils import logging as logging_of_hub
 
 from distill.cache import write_whole
 from distill.checks import UserError
@@ -263,11 +264,15 @@ def _limits() -> Iterator[_Link]:
             made.send = link.wrap(made.send)
             return made
 
+        verbosity = logging_of_hub.get_verbosity()
+        if verbosity == logging.WARNING:  # the default: a warning of three lines for every try
+            logging_of_hub.set_verbosity_error()
         set_client_factory(client)
         try:
             yield link
         finally:
             set_client_factory(before)
+            logging_of_hub.set_verbosity(verbosity)
 
 
 def _ask(question: Callable[[], T]) -> T:
