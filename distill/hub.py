@@ -11,6 +11,7 @@ import difflib
 import errno
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, constants, set_client_factory, snapshot_download
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, set_client_factory, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -30,8 +31,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import _http
 from huggingface_hub.utils import logging as logging_of_hub
+from huggingface_hub.utils._paths import filter_repo_objects
 
-from distill.cache import write_whole
 from distill.checks import UserError
 
 log = logging.getLogger(__name__)
@@ -68,10 +69,7 @@ def download(name: str, what: str) -> Path:
             return folder
         try:
             info = _ask(lambda: HfApi().model_info(name, timeout=_seconds()))
-            _check_files([str(file.rfilename) for file in info.siblings or ()], name, what)
-            # By its commit, and not by the name of the branch: the client would point the branch at the new commit
-            # before its files are there, and a download that breaks off would hide the old copy.
-            folder = Path(snapshot_download(name, revision=info.sha, allow_patterns=FILES))
+            folder = _get(name, info, what)
         except UserError:
             raise
         except Exception as error:  # the client raises errors of many classes
@@ -82,6 +80,20 @@ def download(name: str, what: str) -> Path:
             return folder
         _remember(name, str(info.sha))
         return folder
+
+
+def _get(name: str, info: Any, what: str) -> Path:
+    """The folder of the commit that `info`, the hub's description of a model, is about."""
+    files = [str(file.rfilename) for file in info.siblings or ()]
+    _check_files(files, name, what)
+    folder = _storage(name) / "snapshots" / str(info.sha)
+    if all((folder / file).is_file() for file in filter_repo_objects(files, allow_patterns=FILES)):
+        return folder
+    if info.gated:  # the hub describes such a model to everybody; find out before a bar is drawn
+        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=info.sha))
+    # By its commit, and not by the name of the branch: the client would point the branch at the new commit before its
+    # files are there, and a download that breaks off would hide the old copy.
+    return Path(snapshot_download(name, revision=info.sha, allow_patterns=FILES))
 
 
 def load_splits(name: str, parts: Sequence[tuple[str, str]], what: str, way_out: str) -> list[Any]:
@@ -170,6 +182,8 @@ class _Wanted:
         """The line for an `error` of the client."""
         if isinstance(error, RepositoryNotFoundError):  # a gated repository is one of them
             return self._gated() if isinstance(error, GatedRepoError) else self._missing()
+        if isinstance(error, HFValidationError):
+            return f"{self.what}: {self.name} is neither a folder nor a name that the hub allows; {self.way_out}"
         if isinstance(error, HfHubHTTPError):
             return self._answered(error.response.status_code)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
@@ -219,6 +233,10 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+class _NoAnswer(OfflineModeIsEnabled):
+    """The hub stays silent. The client treats this as its offline mode: it asks no more and looks into its cache."""
+
+
 class _Link:
     """The connection to the hub inside a `_limits` block.
 
@@ -236,8 +254,8 @@ class _Link:
         def limited(request: Any, **options: Any) -> Any:
             started = time.monotonic()
             silence = started - (started if self._silent_since is None else self._silent_since)
-            if self.closed or silence > TRIES * _seconds():
-                raise OfflineModeIsEnabled(f"no answer from {request.url.host} for {silence:.0f} seconds")
+            if self.closed or silence > TRIES * (_seconds() + 2):  # 2: the pauses between the tries
+                raise _NoAnswer(f"no answer from {request.url.host} for {silence:.0f} seconds")
             given = request.extensions.get("timeout", {})
             limits = {k: min(given.get(k) or math.inf, _seconds()) for k in ("connect", "read", "write", "pool")}
             request.extensions = {**request.extensions, "timeout": limits}
@@ -324,13 +342,20 @@ def _check_files(files: list[str], name: str, what: str) -> None:
     raise UserError(f"{what}: {name} on the hub has no safetensors weights; name a repository that has them")
 
 
+def _storage(name: str) -> Path:
+    """The folder of a model in the cache."""
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+
+
 def _remember(name: str, commit: str) -> None:
     """Write into the cache which commit the main branch is at, where the client looks for it without a network."""
-    ref = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "refs" / "main"
+    ref = _storage(name) / "refs" / "main"
     try:
         if not ref.is_file() or ref.read_text() != commit:
             ref.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(ref, commit.encode())
+            temporary = ref.with_name(f".main.{os.getpid()}.tmp")  # readers see the old or the new commit
+            temporary.write_text(commit)
+            os.replace(temporary, ref)
     except OSError:  # a cache that cannot be written holds the files all the same
         log.debug("%s could not be written", ref)
 

@@ -188,7 +188,14 @@ class Handler(BaseHTTPRequestHandler):
             self.error(404, "RevisionNotFound")
         else:
             files = [{"rfilename": file} for file in repository.files]
-            self.json({"id": name, "sha": repository.commit, "siblings": files, "private": False, "tags": []})
+            self.json(
+                {
+                    "id": name,
+                    "sha": repository.commit,
+                    "siblings": files,
+                    "gated": "auto" if repository.gated else False,
+                }
+            )
 
     def tree(self, kind: str, name: str, folder: str, recursive: bool) -> None:
         if repository := self.find(kind, name):
