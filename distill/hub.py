@@ -172,11 +172,12 @@ class _Wanted:
 
     def offline(self, error: Exception | None = None) -> str:
         """The client must not use the network, and the cache is not enough."""
-        reason = f" ({_brief(error)})" if error else ""
-        return (
-            f"{self.what}: {self.name}{self.part} could not be read from the hub's cache {constants.HF_HOME}{reason}, and "
-            f"HF_HUB_OFFLINE=1 forbids a download; unset HF_HUB_OFFLINE, or {self.way_out}"
-        )
+        lacks = f"{self.name} is neither a folder nor a complete copy in the hub's cache {constants.HF_HOME}"
+        if error is not None:
+            lacks = (
+                f"{self.name}{self.part} could not be read from the hub's cache {constants.HF_HOME} ({_brief(error)})"
+            )
+        return f"{self.what}: {lacks}, and HF_HUB_OFFLINE=1 forbids a download; unset HF_HUB_OFFLINE, or {self.way_out}"
 
     def line(self, error: Exception) -> str:
         """The line for an `error` of the client."""
@@ -191,10 +192,12 @@ class _Wanted:
                 f"{self.what}: {self.name} could not be written to {constants.HF_HOME} ({error.strerror}); make room "
                 f"there or set HF_HOME to another folder, or {self.way_out}"
             )
-        kept = "; complete files are kept, so that a new try goes on from there" if self.kind == "model" else ""
+        no_folder, kept = "", ""
+        if self.kind == "model":
+            no_folder, kept = f"there is no folder {self.name}, and ", " (files already downloaded are kept)"
         return (
-            f"{self.what}: the {self.kind} {self.name}{self.part} could not be read from the hub at {constants.ENDPOINT} "
-            f"({_brief(error)}){kept}; check the network and try again, or {self.way_out}"
+            f"{self.what}: {no_folder}the {self.kind} {self.name}{self.part} could not be read from the hub at "
+            f"{constants.ENDPOINT} ({_brief(error)}); check the network and try again{kept}, or {self.way_out}"
         )
 
     def _gated(self) -> str:

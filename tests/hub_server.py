@@ -22,6 +22,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+TOKEN = "hf_of_somebody_who_accepted_the_terms"
+
 
 @dataclass
 class Repository:
@@ -29,7 +31,7 @@ class Repository:
 
     Attributes:
         files: content by name.
-        gated: status of the refusal to give files; 0: everybody may read them.
+        gated: status of the refusal to give files to those without `TOKEN`; 0: everybody may read them.
         closed: refuse the description of the repository as well.
     """
 
@@ -172,6 +174,9 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.error(404, "NotFound")
 
+    def admitted(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
     def find(self, kind: str, name: str) -> Repository | None:
         repository = getattr(self.hub, kind).get(name)
         if repository is None:
@@ -182,7 +187,7 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.find(kind, name)
         if repository is None:
             return
-        if repository.closed:
+        if repository.closed and not self.admitted():
             self.error(repository.gated, "GatedRepo", f"Access to {name} is restricted")
         elif revision not in ("main", repository.commit):
             self.error(404, "RevisionNotFound")
@@ -217,7 +222,7 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.find(kind, name)
         if repository is None:
             return
-        if repository.gated:
+        if repository.gated and not self.admitted():
             self.error(repository.gated, "GatedRepo", f"Access to {name} is restricted")
         elif file not in repository.files:
             self.error(404, "EntryNotFound", commit=repository.commit)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import Fault, Hub, Repository, data_set
+from hub_server import TOKEN, Fault, Hub, Repository, data_set
 
 from configs import compose
 from distill.models.build import fresh_classifier, word_tokenizer
@@ -219,7 +219,9 @@ def test_the_cache(hub: Hub, tmp_path: Path) -> None:
 
 def test_offline_without_a_copy(hub: Hub, tmp_path: Path) -> None:
     line = start(hub, tmp_path / "home", HF_HUB_OFFLINE="1").refusal()
-    assert line.startswith(f"teacher t: {NAME} could not be read from the hub's cache {tmp_path / 'home'}")
+    assert line.startswith(
+        f"teacher t: {NAME} is neither a folder nor a complete copy in the hub's cache {tmp_path / 'home'}"
+    )
     assert line.endswith("HF_HUB_OFFLINE=1 forbids a download; unset HF_HUB_OFFLINE, or give an existing folder")
     assert hub.seen == []
 
@@ -235,6 +237,8 @@ def test_gated(hub: Hub, files: dict[str, bytes], tmp_path: Path, status: int) -
             "`hf auth login` or set HF_TOKEN; or give an existing folder"
         )
     assert hub.count(r"GET .*/resolve/") == 0
+    runs = {name: start(hub, tmp_path / name[:4], name=name, HF_TOKEN=TOKEN) for name in hub.models}
+    assert all(Path(run.result()).is_dir() for run in runs.values())
 
 
 def test_no_such_name(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
@@ -311,8 +315,9 @@ def test_a_hub_that_hangs_or_breaks_off(files: dict[str, bytes], tmp_path: Path)
         runs = {case: start(hub, tmp_path / case, HASTY + DOWNLOAD) for case, hub in hubs.items()}
         for case, run in runs.items():
             line = run.refusal()
-            assert line.startswith(f"teacher t: the model {NAME} could not be read from the hub at {hubs[case].url} (")
-            assert line.endswith("check the network and try again, or give an existing folder")
+            assert line.startswith(f"teacher t: there is no folder {NAME}, and the model {NAME} could not be read from")
+            assert f" the hub at {hubs[case].url} (" in line
+            assert line.endswith("try again (files already downloaded are kept), or give an existing folder")
             assert run.seconds < 20
             assert broken_files(tmp_path / case) == []
             assert hubs[case].count(faults[case].where) >= 3
