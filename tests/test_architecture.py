@@ -27,7 +27,7 @@ ORDER = {
     "distill": (
         ("distill", "distill.checks"),
         ("distill.settings", "distill.parallel"),
-        ("distill.state", "distill.cache"),
+        ("distill.state", "distill.cache", "distill.hub"),
         ("distill.data",),
         ("distill.losses", "distill.models"),
         ("distill.student",),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distill import hub
 from distill.checks import UserError, expand, one_of, plain_name
 from distill.data.formats import read_lines
 from distill.data.splits import RawTask, Table
@@ -39,15 +40,20 @@ def read_afrisenti(settings: TaskSettings, data_dir: str | None) -> RawTask:
     for language in languages:
         plain_name(language, "task.languages: entry")
     folder = None if settings.source == "hub" else _folder(settings, data_dir)
+    parts = [(language, split) for language in languages for split in ("train", "test")]
+    official = (
+        _from_hub(parts) if folder is None else [_from_file(folder / lang / f"{split}.tsv") for lang, split in parts]
+    )
+    by_part = dict(zip(parts, official, strict=True))
     trains, tests, pools = [], [], {}
     for language in languages:
-        official = {split: _read(folder, language, split) for split in ("train", "test")}
+        train, test = (_named(by_part[language, split], f"{language}-{split}") for split in ("train", "test"))
         # The generator belongs to the language, so that its halves do not depend on what the other languages are.
         rng = np.random.default_rng((settings.split_seed, zlib.crc32(language.encode())))
-        order, half = rng.permutation(len(official["train"])), len(official["train"]) // 2
-        pools[language] = _rows(official["train"], np.sort(order[:half]))
-        trains.append(_rows(official["train"], np.sort(order[half:]), owner=language))
-        tests.append(official["test"])
+        order, half = rng.permutation(len(train)), len(train) // 2
+        pools[language] = _rows(train, np.sort(order[:half]))
+        trains.append(_rows(train, np.sort(order[half:]), owner=language))
+        tests.append(test)
     tables = {"train": _together(trains), "test": _together(tests)}
     return RawTask("files" if folder else "hub", tables, LABELS, pools=pools)
 
@@ -66,9 +72,9 @@ def _folder(settings: TaskSettings, data_dir: str | None) -> Path | None:
     return None
 
 
-def _read(folder: Path | None, language: str, split: str) -> Table:
-    table = _from_hub(language, split) if folder is None else _from_file(folder / language / f"{split}.tsv")
-    return Table([f"{language}-{split}-{i}" for i in range(len(table))], table.texts, table.labels)
+def _named(table: Table, prefix: str) -> Table:
+    """The table with ids made of `prefix` and a row number."""
+    return Table([f"{prefix}-{i}" for i in range(len(table))], table.texts, table.labels)
 
 
 def _from_file(path: Path) -> Table:
@@ -92,20 +98,18 @@ def _from_file(path: Path) -> Table:
     return Table([""] * len(texts), texts, labels)
 
 
-def _from_hub(language: str, split: str) -> Table:
-    try:
-        import datasets
-
-        data = datasets.load_dataset(HUB, language, split=split)
-        texts = [(str(text),) for text in data["tweet"]]
-        names = data.features["label"].int2str(data["label"])
-        return Table([""] * len(texts), texts, [LABELS[LABELS.index(name)] for name in names])
-    except Exception as error:  # the hub's client raises errors of many classes when it cannot get the data
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"task=afrisenti: {language} could not be read from the hub ({type(error).__name__}: {reason}); "
-            f"set data_dir or TEACHER_SELECT_DATA to a folder holding {language}/train.tsv"
-        ) from None
+def _from_hub(parts: list[tuple[str, str]]) -> list[Table]:
+    """Languages and their splits from the hub."""
+    way_out = f"set data_dir or TEACHER_SELECT_DATA to a folder holding {parts[0][0]}/train.tsv"
+    tables = []
+    for data in hub.load_splits(HUB, parts, "task=afrisenti", way_out):
+        tweets, labels = hub.columns(data, ("tweet", "label"), "task=afrisenti")
+        kind = data.features["label"]
+        names = kind.int2str(labels) if hasattr(kind, "int2str") else labels
+        for name in set(names):
+            one_of(name, LABELS, "task=afrisenti: a label on the hub")
+        tables.append(Table([""] * len(tweets), [(str(text),) for text in tweets], list(map(str, names))))
+    return tables
 
 
 def _rows(table: Table, rows: np.ndarray, owner: str | None = None) -> Table:

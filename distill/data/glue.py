@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from distill.checks import UserError, expand
+from distill import hub
+from distill.checks import UserError, expand, one_of
 from distill.data.formats import read_lines
 from distill.data.splits import RawTask, Table
 from distill.settings import TaskSettings, notice
@@ -36,6 +38,7 @@ class Glue:
     broken_rows: bool = False
 
 
+HUB = "nyu-mll/glue"
 _BINARY = ("0", "1")
 
 GLUE = {
@@ -100,22 +103,19 @@ def read_glue(settings: TaskSettings, data_dir: str | None) -> RawTask:
 
 
 def _from_hub(name: str, spec: Glue) -> dict[str, Table]:
-    try:
-        import datasets
+    splits = {"train": "train"} | {test: hub_split for test, _, hub_split in spec.tests}
+    way_out = f"set data_dir or TEACHER_SELECT_DATA to a folder holding {spec.folder}/train.tsv"
+    loaded = hub.load_splits(HUB, [(name, hub_split) for hub_split in splits.values()], f"task={name}", way_out)
+    return {split: _table(data, splits[split], spec, name) for split, data in zip(splits, loaded, strict=True)}
 
-        tables = {}
-        for split, hub_split in (("train", "train"), *((test, hub_split) for test, _, hub_split in spec.tests)):
-            data = datasets.load_dataset("nyu-mll/glue", name, split=hub_split)
-            texts = list(zip(*(data[c] for c in spec.hub_text), strict=True))
-            ids = [f"{hub_split}-{i}" for i in range(len(texts))]
-            tables[split] = Table(ids, texts, [spec.labels[y] for y in data["label"]])
-        return tables
-    except Exception as error:  # the hub's client raises errors of many classes when it cannot get the data
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"task={name}: GLUE could not be read from the hub ({type(error).__name__}: {reason}); "
-            f"set data_dir or TEACHER_SELECT_DATA to a folder holding {spec.folder}/train.tsv"
-        ) from None
+
+def _table(data: Any, hub_split: str, spec: Glue, name: str) -> Table:
+    """The rows of a split of the hub. An id is the split's name there and a row number."""
+    *texts, labels = hub.columns(data, (*spec.hub_text, "label"), f"task={name}")
+    for label in set(labels):
+        one_of(label, range(len(spec.labels)), f"task={name}: {hub_split} on the hub: label")
+    ids = [f"{hub_split}-{i}" for i in range(len(labels))]
+    return Table(ids, list(zip(*texts, strict=True)), [spec.labels[y] for y in labels])
 
 
 def read_glue_tsv(path: Path, spec: Glue, prefix: str) -> Table:

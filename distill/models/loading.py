@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from distill.cache import CHECKPOINT_FILES
+from distill import hub
 from distill.checks import UserError, expand
 from distill.models.engine import isolated_rng
 from distill.models.labels import all_matched, check_head, missing_names, order_of_unnamed, unnamed
@@ -74,7 +74,7 @@ def resolve(path: str, what: str) -> Path:
         what: how error messages name the model.
 
     Raises:
-        UserError: if there is no checkpoint.
+        UserError: if there is no checkpoint, or the hub does not give it.
     """
     if path.startswith("package:"):
         return _in_package(path, what)
@@ -85,15 +85,7 @@ def resolve(path: str, what: str) -> Path:
         return folder
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", path) is None:
         raise UserError(f"{what}: no folder {path}; name an existing folder or a hub id")
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(path, allow_patterns=[f"*{end}" for end in CHECKPOINT_FILES]))
-    except Exception as error:  # the hub's client raises errors of many classes when it cannot get a model
-        raise UserError(
-            f"{what}: {path} is not a folder and could not be read from the hub ({type(error).__name__}); "
-            "give an existing folder"
-        ) from None
+    return hub.download(path, what)
 
 
 def local_place(path: str) -> str:

@@ -145,7 +145,7 @@ def test_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert task.source == "hub"
     assert task.fingerprint == load_task(settings(), str(folder)).fingerprint
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace())
-    with pytest.raises(UserError, match=r"aaa could not be read from the hub .*; set data_dir"):
+    with pytest.raises(UserError, match=r"\(aaa\) could not be read from the hub.* or set data_dir"):
         load_task(settings())
 
 

@@ -173,7 +173,9 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no\nroute")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(UserError, match=r"hub \(ConnectionError: no route\); set data_dir .*RTE/train\.tsv"):
+    with pytest.raises(
+        UserError, match=r"\(ConnectionError: no route\), and HF_HUB_OFFLINE=1 .*set data_dir .*RTE/train\.tsv"
+    ):
         load_task(TaskSettings(name="rte"))
 
 
