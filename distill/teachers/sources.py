@@ -78,18 +78,23 @@ def load_pool(settings: TeachersSettings, task: Task, home: Path, engine: Engine
     trained = [spec for spec in settings.pool if isinstance(spec, FinetuneTeacher | SklearnTeacher)]
     given = [spec for spec in settings.pool if spec not in trained]
     teachers = {spec.name: load_teacher(spec, task, home, engine, settings.folds) for spec in given}
-    for teacher in teachers.values():
-        if isinstance(teacher, ModelTeacher) and teacher.unnamed:
-            check_order(teacher, task, home)
-    if trained:  # a checkpoint that fails is found before the others are fine-tuned
-        for teacher in teachers.values():
-            if isinstance(teacher, ModelTeacher) and not is_stored(teacher, task.splits["train"], home):
-                teacher.load()
-                teacher.release()
+    _check_models(teachers.values(), task, home, load=bool(trained))
     teachers |= {spec.name: load_teacher(spec, task, home, engine, settings.folds) for spec in trained}
     if settings.calibrate == "none":
         _warn_of_certain(teachers.values())
     return [teachers[spec.name] for spec in settings.pool]
+
+
+def _check_models(teachers: Iterable[Source], task: Task, home: Path, load: bool) -> None:
+    """Check the order of unnamed outputs, and `load` the checkpoints without stored outputs, so that faults show early."""
+    for teacher in teachers:
+        if not isinstance(teacher, ModelTeacher):
+            continue
+        if teacher.unnamed:
+            check_order(teacher, task, home)
+        if load and not is_stored(teacher, task.splits["train"], home):
+            teacher.load()
+            teacher.release()
 
 
 def _warn_of_certain(teachers: Iterable[Source]) -> None:
