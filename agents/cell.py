@@ -114,7 +114,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "tests": list(process.task.tests),
         "agent": cell.entry,
         "learnt": learnt is not None,
-        "labels": "reward" if learnt is not None else rule_labels,
+        "labels": runs.labels_used("reward" if learnt is not None else rule_labels, settings.teachers),
         "seed": cell.seed,
         **runs.scores_of(done),
         "selection": done.selected.summary(),

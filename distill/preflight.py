@@ -25,6 +25,7 @@ RESAMPLES = 2000
 FEWEST = 20  # labelled instances below which nothing is said
 ALIKE = 0.95  # agreement of two teachers from which there is little to choose
 SURE = 1.25  # temperature from which a teacher is over-confident
+LEAST = 0.005  # nats a label that choosing must gain over fixed weights, so that rounding in a fit decides nothing
 
 
 @dataclass(frozen=True)
@@ -211,9 +212,10 @@ def _sentence(
 ) -> str:
     """What to do, in one line."""
     selector, weights, single = (choices[name] for name in ("selector", "fixed weights", "best single"))
-    if selector.gain_loglik[1] > 0 and beyond[1] > 0:
+    if selector.gain_loglik[1] > 0 and beyond[1] > 0 and beyond[0] >= LEAST:
         mean, low, high = selector.gain_accuracy
-        text = f"Selecting per instance is expected to help: {mean:+.3f} accuracy of the soft labels [{low:.3f}, {high:.3f}]"
+        what = "help" if low > 0 else "help the probabilities, not the accuracy"
+        text = f"Selecting per instance is expected to {what}: {mean:+.3f} accuracy of the soft labels [{low:.3f}, {high:.3f}]"
         return f"{text}, {selector.gain_loglik[0]:+.3f} nats."
     if weights.gain_loglik[1] > 0:
         mean, low, high = weights.gain_loglik

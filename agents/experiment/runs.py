@@ -28,7 +28,7 @@ from distill.cache import whole_folder, write_json, write_whole
 from distill.losses import label_loss
 from distill.process import Distillation, TrainingBatch
 from distill.selection import Fit, fit_selector
-from distill.settings import RunSettings, keys_changing
+from distill.settings import RunSettings, TeachersSettings, keys_changing
 from distill.state import Stateful
 from envs.core import Core
 from envs.labels import label_problem
@@ -369,6 +369,13 @@ def conclude(
     return results
 
 
+def labels_used(own: str, teachers: TeachersSettings) -> str:
+    """Whose labels a row of a table has used: those of its agent, and those of the reward split if teachers are calibrated."""
+    if teachers.calibrate == "none" or own == "" or "reward" in own:
+        return own
+    return "reward" if own == "none" else f"reward, {own}"
+
+
 def print_check(facts: Mapping[str, Any] | None) -> None:
     """Print the sentence of the check before training, if there was one."""
     if facts:
@@ -400,7 +407,7 @@ def print_table(results: dict[str, Any], process: Distillation, extra: tuple[str
     add("teachers averaged", results["ensemble"])
     table.add_section()
     add("student: warm start", results["warm_start"])
-    add("student: all teachers (control)", results["control"], labels="none")
+    add("student: all teachers (control)", results["control"], labels=labels_used("none", process.settings.teachers))
     for name in extra:
         if name in results:
             add(f"student: {name}", results[name], labels="reward" if name == "joint" else "right teacher")

@@ -24,7 +24,7 @@ from agents.reinforce import Selector, SelectorPolicy, divergence, initial_selec
 from agents.rules import RULES, make_rule
 from distill.checks import RoleError, UserError
 from distill.selection import Fit, as_weights, fit_selector
-from distill.settings import ReinforceSettings, RunSettings, SB3Settings
+from distill.settings import PredictionsTeacher, ReinforceSettings, RunSettings, SB3Settings, TeachersSettings
 from envs.core import Core
 from envs.labels import label_problem
 from envs.sb3 import SharedVecEnv
@@ -276,3 +276,17 @@ def test_runs_from_a_fitted_start_and_back(tiny_config: Make) -> None:
     assert RunSettings.from_config(tiny_config()).agent.joint_episodes == 4
     assert RunSettings.from_config(tiny_config("agent=ppo", "agent.start=likelihood")).agent.joint_episodes == 1
     assert RunSettings.from_config(tiny_config("agent.episodes=2")).agent.joint_episodes == 2
+
+
+@pytest.mark.parametrize(
+    ("own", "calibrate", "used"),
+    [
+        ("none", "none", "none"),
+        ("none", "auto", "reward"),
+        ("train", "auto", "reward, train"),
+        ("reward, dev", "auto", "reward, dev"),
+        ("", "auto", ""),
+    ],
+)
+def test_calibration_uses_the_labels_of_the_reward_split(own: str, calibrate: str, used: str) -> None:
+    assert runs.labels_used(own, TeachersSettings(pool=[PredictionsTeacher(path="x.csv")], calibrate=calibrate)) == used
