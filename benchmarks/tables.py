@@ -7,6 +7,7 @@ A table stands between `<!-- KIND: FILE ... -->` and `<!-- end -->`. The kinds:
     selector  all agents, with the labels they have used and what the whole job costs; then the learnt ones against the rules
     credit    REINFORCE under each credit and reward
     predicted one line a comparison: what the check before training said, and what the student gained
+    map       the bundled task case by case
     real      one line a comparison: the policy, labels alone and the ceiling against all teachers
     folds     cross-fitted rows against the control with the same folds
     teachers  what there is to choose from, one line a pool
@@ -24,8 +25,8 @@ import argparse
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,63 @@ def selector(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "```", results["reproduce"], "```"])
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """One case: what the check before training predicted, and what the default agent's student gained over all teachers.
+
+    Attributes:
+        group: bundled, afrisenti or glue. name: of the case. labels: how many the check had.
+        predicted, realised: accuracy gained by the soft labels and by the student, each with the ends of its interval.
+        sentence: of the check, up to its figures.
+    """
+
+    group: str
+    name: str
+    labels: int
+    predicted: tuple[float, float, float]
+    realised: tuple[float, float, float]
+    sentence: str
+
+
+def _evidence(group: str, name: str, check: dict[str, Any], gain: dict[str, Any]) -> Evidence:
+    soft = next(c for c in check["choices"] if c["name"] == "selector")["gain_accuracy"]
+    said = check["sentence"].partition(":")[0].rstrip(".")
+    return Evidence(group, name, check["instances"], tuple(soft), (gain["mean"], *gain["interval"]), said)
+
+
+def of_comparison(results: dict[str, Any]) -> Evidence:
+    """The case of a comparison."""
+    row = next(r for r in results["tables"][results["tests"][0]] if r["agent"] == "reinforce")
+    task = results["task"]
+    group = task if task in ("bundled", "afrisenti") else "glue"
+    name = f"{task}, {len(results['teachers'])} teachers"
+    return _evidence(group, name, results["preflight"], row[f"difference_{results['metric']}"])
+
+
+def evidence() -> list[Evidence]:
+    """Every pool and number of labels that there are committed results of, each once; the default agent's own settings."""
+    paths = [path for form in ("selector-*.json", "labels-*-*.json") for path in sorted(RESULTS.glob(form))]
+    cases: dict[tuple[str, int], Evidence] = {}
+    for path in paths:
+        if path.name.startswith("selector-") and path.stem.count("-") > 1:
+            continue  # a variant of another comparison
+        case = of_comparison(json.loads(path.read_text(encoding="utf-8")))
+        cases.setdefault((case.name, case.labels), case)
+    found = list(cases.values())
+    place = RESULTS / "map-bundled.json"
+    if place.is_file():
+        report = json.loads(place.read_text(encoding="utf-8"))
+        found += [_evidence("bundled", f"bundled, {n}", c["preflight"], c["gain"]) for n, c in report["cases"].items()]
+    return found
+
+
+def correlation(cases: Sequence[Evidence]) -> float:
+    """Pearson's correlation of the predicted and the realised gains."""
+    return float(np.corrcoef([c.predicted[0] for c in cases], [c.realised[0] for c in cases])[0, 1])
+
+
 def predicted(*comparisons: dict[str, Any]) -> str:
-    """What the check before training said of the selector's soft labels, beside the gain of the default agent's student."""
+    """What the check before training said, beside the gain of the default agent's student; then the correlation over all."""
     lines = head(
         "task",
         "labels",
@@ -125,20 +181,25 @@ def predicted(*comparisons: dict[str, Any]) -> str:
         "student: points over all teachers [95 %]",
         "sentence",
     )
-    points = []
-    for results in comparisons:
-        metric, check = results["metric"], results["preflight"]
-        soft = next(c for c in check["choices"] if c["name"] == "selector")["gain_accuracy"]
-        row = next(r for r in results["tables"][results["tests"][0]] if r["agent"] == "reinforce")
-        gain = row[f"difference_{metric}"]
-        points.append((soft[0], gain["mean"]))
-        shown = stats.with_interval(soft[0], soft[1:], "+.1f", 100)
-        named = f"{results['task']}, {len(results['teachers'])} teachers", check["instances"], shown
-        lines.append(line(*named, difference(gain, 100, "+.1f"), check["sentence"].partition(":")[0].rstrip(".")))
-    if len(points) > 2:  # two points always lie on a line
-        r = np.corrcoef(np.array(points).T)[0, 1]
-        lines += ["", f"Correlation of the two columns over {len(points)} cases: {r:.2f}."]
-    return "\n".join(lines)
+    for case in map(of_comparison, comparisons):
+        gains = (stats.with_interval(mean, ends, "+.1f", 100) for mean, *ends in (case.predicted, case.realised))
+        lines.append(line(case.name, case.labels, *gains, case.sentence))
+    cases = evidence()
+    return "\n".join([*lines, "", f"Correlation over all {len(cases)} cases with results: {correlation(cases):.2f}."])
+
+
+def bundled_map(report: dict[str, Any]) -> str:
+    """The map of the bundled task: gains over all teachers by case and number of labels; then its command."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, case in report["cases"].items():
+        kind, _, labels = name.rpartition(", ")
+        rows.setdefault(kind, {})[labels] = case
+    columns = list(next(iter(rows.values())))
+    lines = head("case", "a specialist's error at home", *(f"{c}: points [95 %]" for c in columns))
+    for kind, row in rows.items():
+        error = np.mean(list(row[columns[0]]["home_error"].values()))
+        lines.append(line(kind, f"{error:.2f}", *(difference(row[c]["gain"], 100, "+.1f") for c in columns)))
+    return "\n".join([*lines, "", "```", report["reproduce"], "```"])
 
 
 def real(*comparisons: dict[str, Any]) -> str:
@@ -342,6 +403,7 @@ KINDS: dict[str, Callable[..., str]] = {
     "chosen": chosen,
     "selector": selector,
     "predicted": predicted,
+    "map": bundled_map,
     "real": real,
     "credit": credit,
     "teachers": teachers,
