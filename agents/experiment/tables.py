@@ -18,8 +18,10 @@ from rich.text import Text
 from agents.experiment import stats
 from distill import cache
 
-# What a learnt agent is compared with beside the control.
+# What a learnt agent is compared with beside the control. `reinforce` is the default agent: the fitted start as it is. So
+# the difference to it is what an agent's joint training adds.
 BASELINES = (
+    "reinforce",
     "router",
     "likelihood",
     "likelihood_weights",
@@ -72,7 +74,7 @@ def against_baselines(results: Sequence[Mapping[str, Any]], test: str) -> list[d
     for agent, cells in by_agent.items():
         if not next(iter(cells.values())).get("learnt"):
             continue
-        for baseline in (b for b in BASELINES if b in by_agent):
+        for baseline in (b for b in BASELINES if b in by_agent and b != agent):
             shared = [s for s in cells if s in by_agent[baseline]]
             if shared:
                 ours, theirs = ([side[s][test] for s in shared] for side in (cells, by_agent[baseline]))
