@@ -8,6 +8,8 @@ A table stands between `<!-- KIND: FILE ... -->` and `<!-- end -->`. The kinds:
     credit    REINFORCE under each credit and reward
     predicted one line a comparison: what the check before training said, and what the student gained
     map       the bundled task case by case
+    joint     one line a comparison and agent: what joint training adds to the default agent
+    alike     one line a comparison and agent: the default agent and calibration where teachers are alike
     real      one line a comparison: the policy, labels alone and the ceiling against all teachers
     folds     cross-fitted rows against the control with the same folds
     teachers  what there is to choose from, one line a pool
@@ -200,6 +202,41 @@ def bundled_map(report: dict[str, Any]) -> str:
         error = np.mean(list(row[columns[0]]["home_error"].values()))
         lines.append(line(kind, f"{error:.2f}", *(difference(row[c]["gain"], 100, "+.1f") for c in columns)))
     return "\n".join([*lines, "", "```", report["reproduce"], "```"])
+
+
+def joint(*comparisons: dict[str, Any]) -> str:
+    """What joint training adds to the default agent, which has none: one line a comparison and agent."""
+    lines = head("task", "agent", "joint episodes", "points over the default agent [95 %]", "seeds", "whole job")
+    for results in comparisons:
+        test, metric = results["tests"][0], results["metric"]
+        jobs = {row["agent"]: row["whole_job"] for row in results["tables"][test]}
+        for pair in against_baselines(results["cells"], test):
+            if pair["baseline"] != "reinforce" or "calibrate" in pair["agent"]:
+                continue
+            given = dict(word.split("=") for word in pair["agent"].split()[1:])
+            episodes = given.get("agent.episodes", "4" if given.get("agent.start") == "all_on" else "1")
+            gain = difference(pair[f"difference_{metric}"], 100, "+.2f")
+            named = f"{results['task']}, {len(results['teachers'])} teachers", f"`{pair['agent']}`", episodes
+            lines.append(line(*named, gain, len(pair["seeds"]), f"{jobs[pair['agent']]:.1f}"))
+    return "\n".join(lines)
+
+
+def alike(*comparisons: dict[str, Any]) -> str:
+    """Pools with little to choose from: the default agent and calibration against all teachers, accuracy and loss."""
+    lines = head(
+        "task, seeds", "agent", "test accuracy", "points over all teachers [95 %]", "test loss, nats [95 %]", "ECE"
+    )
+    for results in comparisons:
+        metric = results["metric"]
+        for row in results["tables"][results["tests"][0]]:
+            if row["agent"] != "control" and "agent." in row["agent"]:
+                continue
+            gain, loss = (
+                difference(row.get(f"difference_{k}"), f, n) for k, f, n in ((metric, 100, "+.2f"), ("loss", 1, "+.3f"))
+            )
+            named = f"{results['task']}, {len(results['seeds'])}", f"`{row['agent']}`"
+            lines.append(line(*named, f"{row['mean']:.3f}", gain, loss, f"{row['mean_ece']:.3f}"))
+    return "\n".join(lines)
 
 
 def real(*comparisons: dict[str, Any]) -> str:
@@ -404,6 +441,8 @@ KINDS: dict[str, Callable[..., str]] = {
     "selector": selector,
     "predicted": predicted,
     "map": bundled_map,
+    "joint": joint,
+    "alike": alike,
     "real": real,
     "credit": credit,
     "teachers": teachers,
