@@ -286,8 +286,8 @@ class TeacherSelectVectorEnv(Interface, VectorEnv[np.ndarray, np.ndarray, np.nda
 
     Batches are always full: the epochs' permutations follow each other without a gap. Autoreset is SAME_STEP: the step
     that ends an episode returns the first states of the next one, with the last states in `info["final_obs"]`. With
-    `autoreset_mode="disabled"` (or Gymnasium's enum) the caller resets, and may look at the trained student before. Other arguments as of
-    `TeacherSelectEnv`; `num_envs` is the student's batch size.
+    `autoreset_mode="disabled"` (or Gymnasium's enum) the caller resets, and may look at the trained student before. Other
+    arguments as of `TeacherSelectEnv`; `num_envs` is the student's batch size.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012  as Gymnasium declares it
