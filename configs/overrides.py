@@ -22,10 +22,12 @@ _PARTS = re.compile(r"""((?<![^\s\[{,:])"(?:\\.|[^"\\])*"|(?<![^\s\[{,:])'(?:\\.
 _CONFIG_DIR = ("--config-dir", "-cd")
 # Hydra's flags, with and without a value.
 _WITH_VALUE = {
-    *_CONFIG_DIR,
-    *"--config-path -cp --config-name -cn --package -p --cfg -c --info -i --experimental-rerun".split(),
-}
-_WITHOUT_VALUE = set("--help -h --hydra-help --version --resolve --run -r --multirun -m --shell-completion -sc".split())
+    *_CONFIG_DIR, "--config-path", "-cp", "--config-name", "-cn", "--package", "-p", "--cfg", "-c", "--info", "-i",
+    "--experimental-rerun",
+}  # fmt: skip
+_WITHOUT_VALUE = {
+    "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc",
+}  # fmt: skip
 
 
 def without_config_dir(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
