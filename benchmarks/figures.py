@@ -1,6 +1,6 @@
 """Draw the figures of docs/results.md from the committed results in benchmarks/results/.
 
-labels-TASK.png   accuracy of the student against the number of known labels, from labels-TASK-*.json
+budget-TASK.png   accuracy of the student against the number of known labels, from budget-TASK-*.json
 evidence.png      what the check before training said against what the student gained, over all cases
 map-bundled.png   the gain of the default agent over all teachers on the bundled task, case by case
 
@@ -40,7 +40,7 @@ def save(figure: Figure, name: str) -> None:
 
 def label_budgets(task: str) -> None:
     """Accuracy against the number of labels, with 95 % intervals over seeds."""
-    files = sorted(RESULTS.glob(f"labels-{task}-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    files = sorted(RESULTS.glob(f"budget-{task}-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
     found = {int(path.stem.rpartition("-")[2]): read(path.name) for path in files}
     figure = Figure(figsize=(7, 4.2))
     axes = figure.add_subplot()
@@ -58,7 +58,7 @@ def label_budgets(task: str) -> None:
     axes.set_ylabel("test accuracy of the student")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    save(figure, f"labels-{task}.png")
+    save(figure, f"budget-{task}.png")
 
 
 def predictions(cases: list[Evidence]) -> None:
@@ -108,7 +108,7 @@ def heat_map(report: dict[str, Any]) -> None:
 
 def main() -> None:
     """Draw every figure whose results are there."""
-    for task in sorted({path.stem.split("-")[1] for path in RESULTS.glob("labels-*.json")}):
+    for task in sorted({path.stem.split("-")[1] for path in RESULTS.glob("budget-*-*.json")}):
         label_budgets(task)
     predictions(evidence())
     if (RESULTS / "map-bundled.json").is_file():

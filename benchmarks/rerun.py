@@ -3,7 +3,7 @@
 Another processor rounds otherwise and training amplifies it, so a cell does not repeat to the last digit elsewhere. It must
 lie within three standard deviations of the mean of the committed seeds.
 
-    python benchmarks/rerun.py                            the default agent, first seed, of selector-*.json and labels-*.json
+    python benchmarks/rerun.py                            the default agent, first seed, of selector-*.json and budget-*.json
     python benchmarks/rerun.py selector-mrpc.json         of this file
 """
 
@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("files", nargs="*", help="names in benchmarks/results/")
     parser.add_argument("--agent", default="reinforce", help="entry of the cell")
     args = parser.parse_args()
-    names = args.files or sorted(p.name for form in ("selector-*", "labels-*-*") for p in RESULTS.glob(f"{form}.json"))
+    names = args.files or sorted(p.name for form in ("selector-*", "budget-*-*") for p in RESULTS.glob(f"{form}.json"))
     apart = 0
     for name in names:
         results = json.loads((RESULTS / name).read_text(encoding="utf-8"))

@@ -154,7 +154,7 @@ def of_comparison(results: dict[str, Any]) -> Evidence:
 
 def evidence() -> list[Evidence]:
     """Every pool and number of labels that there are committed results of, each once; the default agent's own settings."""
-    paths = [path for form in ("selector-*.json", "labels-*-*.json") for path in sorted(RESULTS.glob(form))]
+    paths = [path for form in ("selector-*.json", "budget-*-*.json") for path in sorted(RESULTS.glob(form))]
     cases: dict[tuple[str, int], Evidence] = {}
     for path in paths:
         if path.name.startswith("selector-") and path.stem.count("-") > 1:
