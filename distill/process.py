@@ -306,9 +306,7 @@ class Distillation:
         self.labels = self.train_split.labels
         self._tokens: dict[str, TokenizedSplit] = {}
         tokens = self.tokens("train")
-        per_epoch = max(1, round(len(tokens) / budget.batch_size))
-        self.budget = budget.steps or max(1, round(budget.epochs * per_epoch))
-        self.warm_budget = round(budget.warm_epochs * per_epoch) if budget.warm_steps is None else budget.warm_steps
+        self.budget, self.warm_budget = budget.run_steps(len(tokens)), budget.warm_start_steps(len(tokens))
         self.stream = Stream(tokens.lengths, budget.batch_size, 0, budget.group_lengths)
         self.rng_state = torch.Generator().manual_seed(0).get_state()
         self._cuda_state: Tensor | None = None
