@@ -324,6 +324,9 @@ def train(
                 at.total += float(info["gain"][0])
                 writer.add_scalar("student/value", info["value"][0], at.steps)
             at.best.update()
+            if at.best.ends:  # choices that still wait for a reward get none
+                at.states = None
+                at.pending.clear()
             at.elapsed += time.perf_counter() - started
         _end_episode(env, selector, at, writer)
     stage.finish(at.steps, **parts())
@@ -420,7 +423,7 @@ def conclude_training(
     if not joint.episode:  # the start, fixed; at all teachers it gives them all the same
         return runs.Learnt(SelectorPolicy(start, "subsets" if fit is None else form), seconds, 0), start
     student = (kept.best.dev, kept.best.weights)
-    learnt = runs.Learnt(SelectorPolicy(kept.selector, form), seconds, settings.joint_episodes, student, joint.curve)
+    learnt = runs.Learnt(SelectorPolicy(kept.selector, form), seconds, joint.steps, student, joint.curve)
     learnt.step_seconds = joint.spent
     if fit is None:
         return learnt, kept.selector

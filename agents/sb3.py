@@ -214,7 +214,8 @@ def learn(settings: RunSettings, folder: Path, checkpoints: Checkpoints | None =
     state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}
     save_file(state, folder / "policy.safetensors")
     rule = FixedPolicy(model, decode, runs.final_form(core, fit))
-    return core, runs.Learnt(rule, fit_s + kept["seconds"], agent.joint_episodes, curve=kept["curve"])
+    steps = agent.joint_episodes * core.process.budget
+    return core, runs.Learnt(rule, fit_s + kept["seconds"], steps, curve=kept["curve"])
 
 
 def _train(

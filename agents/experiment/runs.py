@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
+from agents.experiment import advice
 from agents.experiment.checkpoints import Checkpoints, Stage, report
 from agents.experiment.launch import reproduce_line, run_folder
 from distill import preflight
@@ -203,9 +204,18 @@ class Best(Stateful):
             self.value, self.step, self.dev = dev[self.metric], steps, dev
             self.weights = self.process.student.weights()
 
+    @property
+    def ends(self) -> bool:
+        """Whether the run ends here: the last `budget.patience` evaluations have brought no better score."""
+        patience = self.process.settings.budget.patience
+        if patience is None or not self.curve:
+            return False
+        scores = [point[self.metric] for point in self.curve]
+        return len(scores) - 1 - scores.index(max(scores)) >= patience
+
 
 def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None = None) -> Run:
-    """Train a student from the warm start under `choose` for the whole budget.
+    """Train a student from the warm start under `choose` for the whole budget, or until `budget.patience` ends it.
 
     Keep the checkpoint with the best dev score; evaluate it once on test. A stage that had finished returns its run
     again. An unfinished one continues, unless the rule `remembers`.
@@ -223,7 +233,7 @@ def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None =
     spent = stage.restore(process=process, best=best, selected=selected).get("spent", 0.0)
     nothing, started, steps = np.empty(0, np.float32), time.perf_counter() - spent, process.student.steps
     with tqdm(total=process.budget, initial=steps, desc=name, unit="step", disable=None, leave=False) as bar:
-        while not process.done:
+        while not process.done and not best.ends:
             if not choose.remembers:
                 spent = time.perf_counter() - started
                 stage.offer(process.student.steps, process=process, best=best, selected=selected, spent=spent)
@@ -298,7 +308,7 @@ class Learnt:
 
     rule: Rule  # the policy, fixed
     seconds: float  # of training, from stored signals and warm start
-    episodes: int
+    steps: int  # student steps of training
     joint: tuple[dict[str, float], list[Tensor]] | None = None  # dev metrics and weights of the student it trained with
     curve: list[dict[str, Any]] = field(default_factory=list)  # of training, one entry an episode
     final: Run | None = None  # the student to ship, where training left it; else the fixed policy trains one
@@ -333,7 +343,8 @@ def conclude(
         else follow(core, choose, seed, name, checkpoints.stage(name))
         for name, choose in rules.items()
     }
-    results = base_results(settings, process, process.prepared.teacher_scores())
+    teachers = process.prepared.teacher_scores()
+    results = base_results(settings, process, teachers)
     process.student.restore(process.warm)
     results["warm_start"] = {role: process.evaluate(role) for role in ("dev", *process.task.tests)}
     if learnt.joint is not None:
@@ -342,21 +353,27 @@ def conclude(
         results["joint"] = {"dev": dev, **{t: process.evaluate(t) for t in process.task.tests}}
     results |= {name: scores_of(outcome) for name, outcome in done.items()}
     student = done["student"]
-    results["selection"] = student.selected.summary()
-    steps = learnt.episodes * process.budget
+    share = advice.equals_all(process, student.selected.last)
+    results["selection"] = student.selected.summary() | {"equals_all": share}
     whole = learnt.seconds + (0.0 if learnt.final else student.seconds)
     results["cost"] = {
         "teacher_fit_s": process.prepared.teacher_fit_s,
         "signals_s": process.prepared.signals_s,
         "warm_start_s": process.warm_start_s,
         "train_s": learnt.seconds,
-        "student_steps": steps,
+        "student_steps": learnt.steps,
         "whole_job_s": whole,
         "whole_job": whole / done["control"].seconds,
-        "examples_per_s": steps * core.batch_size / learnt.step_seconds if learnt.step_seconds else None,
+        "examples_per_s": learnt.steps * core.batch_size / learnt.step_seconds if learnt.step_seconds else None,
         "floor_examples_per_s": floor_examples_per_s(process, seed),
     }
     results["preflight"] = preflight.facts_of(process.prepared)
+    policy = advice.chose_all(share, results["cost"]["whole_job"])
+    results["warnings"] = [
+        *advice.of_student(process, student.dev, student.best_step, student.curve),
+        *advice.of_teachers(process, results["student"], teachers),
+        *([policy] if policy else []),
+    ]
     results["reproduce"] = reproduce_line(script, keys_changing("nothing"))
     process.student.restore(student.weights)
     with whole_folder(folder / "student") as place:
@@ -365,6 +382,7 @@ def conclude(
     checkpoints.finish()
     print_table(results, process, ("joint", "oracle"))
     print_check(results["preflight"])
+    advice.show(results["warnings"])
     print(f"written to {folder}")
     return results
 
