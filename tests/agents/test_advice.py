@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,17 @@ from agents.experiment import advice
 from agents.experiment.runs import Best
 from configs import compose
 from distill.checks import UserError
-from distill.settings import BudgetSettings, CheckpointTeacher, FinetuneTeacher, PredictionsTeacher, RunSettings
+from distill.data.load import load_task
+from distill.models.engine import Engine
+from distill.settings import (
+    BudgetSettings,
+    CheckpointTeacher,
+    FinetuneTeacher,
+    PredictionsTeacher,
+    RunSettings,
+    TaskSettings,
+)
+from distill.teachers.finetune import fit
 
 THREE = np.repeat([0, 1, 2], 20)
 CHANCE = advice.chance_loss(THREE)
@@ -35,7 +46,7 @@ TRUNCATED = ("student.path=x", "student.layers=2")
 def test_a_few_hundred_rows_get_enough_steps() -> None:
     settings = RunSettings.from_config(compose([*OWN, *TRUNCATED]))
     assert (settings.budget.run_steps(450), settings.budget.warm_start_steps(450)) == (200, 200)
-    assert settings.student.lr == 1e-4
+    assert settings.student.lr == 2e-4
 
 
 @pytest.mark.parametrize(
@@ -222,14 +233,106 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> dict[
     return done
 
 
+DOMAINS = ("film", "food", "hotel", "electronics")
+QUICK = ", ".join(f"{{name: {d}, kind: sklearn, pool: {d}}}" for d in DOMAINS)
+
+
+@pytest.mark.parametrize(
+    "teachers",
+    [
+        pytest.param([f"teachers.pool=[{QUICK}]"], id="teachers that are fitted in a tenth of the time"),
+        pytest.param([], id="as it is", marks=pytest.mark.slow),
+    ],
+)
 def test_the_demo_has_no_warnings(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    teachers: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The default run, with a quarter of the data that its teachers learn from, to save time."""
-    results = run(monkeypatch, tmp_path / "run", "task.corpus.pool=1000", "task.corpus.test=1000", "agent.oracle=false")
+    results = run(monkeypatch, tmp_path / "run", *teachers, "agent.oracle=false")
     assert results["warnings"] == []
     assert results["selection"]["equals_all"] < 0.5
     assert "warning:" not in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def tickets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """450 support tickets of three classes; a small classifier that was fine-tuned on all of them, and a file of answers.
+
+    Returns:
+        The overrides of a run that distils these two into the classifier's first layer.
+    """
+    folder, rng = tmp_path_factory.mktemp("tickets"), np.random.default_rng(0)
+    words = {"billing": "invoice refund fee", "technical": "crash error login", "account": "email profile password"}
+    said = [
+        "please",
+        "help",
+        "me",
+        "with",
+        "the",
+        "since",
+        "yesterday",
+        "on",
+        "my",
+        "phone",
+        "again",
+        "it",
+        "and",
+        "my",
+    ]
+    rows: dict[str, list[tuple[str, str, str]]] = {}
+    for role, count in (("train", 450), ("test", 150)):
+        rows[role] = []
+        for i in range(count):
+            label = str(rng.choice(list(words)))
+            text = [*rng.choice(said, 8), rng.choice(words[label].split())]
+            told = label if rng.random() < 0.85 else str(rng.choice(list(words)))  # some labels are wrong
+            rows[role].append((f"{role}{i}", " ".join(rng.permutation(text)), told))
+        lines = ["id,text,label", *(",".join(row) for row in rows[role])]
+        (folder / f"{role}.csv").write_text("\n".join(lines) + "\n")
+    answers = [
+        f"{name},{label if rng.random() < 0.8 else 'billing'},0.8" for r in rows.values() for name, _, label in r
+    ]
+    (folder / "llm.csv").write_text("\n".join(["id,label,confidence", *answers]) + "\n")
+    task = load_task(
+        TaskSettings("files", train=f"{folder}/train.csv", test=f"{folder}/test.csv", text=["text"], id="id")
+    )
+    size = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    spec = FinetuneTeacher("small", config=size, max_length=16, lr=1e-3, epochs=15)
+    everything = task.splits["train"].joined(task.splits["dev"]).joined(task.splits["reward"])
+    engine = Engine.pick("cpu", "off", True)
+    fit(spec, task, everything, None, folder / "small", engine)
+    fit(replace(spec, epochs=1), task, everything, None, folder / "base", engine)
+    pool = f"[{{name: small, kind: checkpoint, path: {folder}/small, max_length: 16}}, {{name: llm, kind: predictions, path: {folder}/llm.csv}}]"
+    return [
+        *(
+            "task=files",
+            f"task.train={folder}/train.csv",
+            f"task.test={folder}/test.csv",
+            "task.text=[text]",
+            "task.id=id",
+        ),
+        *(
+            "teachers=own",
+            f"teachers.pool={pool}",
+            "student=truncate",
+            f"student.path={folder}/base",
+            "student.layers=1",
+        ),
+        *("student.max_length=16", "agent.start=all_on", "agent.episodes=0"),
+    ]
+
+
+def test_a_few_hundred_tickets_train_a_student(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tickets: list[str]
+) -> None:
+    """By default; and the steps and the rate of before end in warnings."""
+    good = run(monkeypatch, tmp_path / "good", *tickets)
+    before = ("student.lr=5e-5", "budget.epochs=4", "budget.warm_epochs=4")
+    bad = run(monkeypatch, tmp_path / "bad", *tickets, *before)
+    assert good["control"]["test"]["accuracy"] > 0.85
+    assert bad["control"]["test"]["accuracy"] < 0.5
+    starts = ("the student's dev loss", "the average of all teachers is far better", "the learnt policy equals all")
+    assert [[line.startswith(starts[i]) for line in bad["warnings"]].count(True) for i in range(3)] == [1, 1, 1]
+    assert not [line for line in good["warnings"] if line.startswith(starts[:2])]
 
 
 def test_a_run_that_went_nowhere_says_so(
