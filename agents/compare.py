@@ -24,7 +24,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from agents.cell import entry_settings, identity
 from agents.experiment import advice, runs
 from agents.experiment.grid import FORMAT, Cell, cores, run_grid
-from agents.experiment.launch import config_dir, launch, reproduce_line, run_folder
+from agents.experiment.launch import config_dir, job_title, launch, reproduce_line, run_folder
 from agents.experiment.report import page
 from agents.experiment.tables import against_baselines, print_against, print_rows, summarise, write_csv
 from distill import cache, parallel
@@ -116,7 +116,9 @@ def run(config: dict[str, Any]) -> None:
     tables = comparison["tables"]
     for test, rows in tables.items():
         seeds = len(comparison["seeds"])
-        print_rows(rows, f"{comparison['task']}, {test}, {seeds} seeds: paired differences to all teachers")
+        print_rows(
+            rows, f"{comparison['task']}, {test}, {seeds} seeds: paired differences to all teachers{job_title()}"
+        )
         print_against(comparison["against"][test], comparison["metric"])
     runs.print_check(comparison["preflight"])
     advice.show(comparison["warnings"])

@@ -17,13 +17,14 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from agents.experiment import advice
 from agents.experiment.checkpoints import Checkpoints, Stage, report
-from agents.experiment.launch import reproduce_line, run_folder
+from agents.experiment.launch import job_title, reproduce_line, run_folder
 from distill import preflight
 from distill.cache import whole_folder, write_json, write_whole
 from distill.losses import label_loss
@@ -397,7 +398,8 @@ def print_table(results: dict[str, Any], process: Distillation, extra: tuple[str
     """The one table at the end: teachers, control, student, on dev and test."""
     metric, tests = process.task.metric, process.task.tests
     columns = [metric] if metric == "accuracy" else [metric, "accuracy"]
-    table = Table(title=f"{results['task']}: {results['agent']}, seed {results['seed']}", title_justify="left")
+    title = f"{results['task']}: {results['agent']}, seed {results['seed']}{job_title()}"
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("model")
     for role in ("dev", *tests):
         for column in (*columns, "loss"):
