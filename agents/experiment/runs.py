@@ -20,7 +20,6 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import tqdm
 
 from agents.experiment import advice
 from agents.experiment.checkpoints import Checkpoints, Stage, report
@@ -29,6 +28,7 @@ from distill import preflight
 from distill.cache import whole_folder, write_json, write_whole
 from distill.losses import label_loss
 from distill.process import Distillation, TrainingBatch
+from distill.progress import Progress, expect
 from distill.selection import Fit, fit_selector
 from distill.settings import RunSettings, keys_changing
 from distill.state import Stateful
@@ -233,7 +233,7 @@ def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None =
     process.begin(seed)
     spent = stage.restore(process=process, best=best, selected=selected).get("spent", 0.0)
     nothing, started, steps = np.empty(0, np.float32), time.perf_counter() - spent, process.student.steps
-    with tqdm(total=process.budget, initial=steps, desc=name, unit="step", disable=None, leave=False) as bar:
+    with Progress(name, process.budget, initial=steps, budget=process.budget) as shown:
         while not process.done and not best.ends:
             if not choose.remembers:
                 spent = time.perf_counter() - started
@@ -243,7 +243,7 @@ def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None =
             selected.add(process.batch.rows, actions)
             process.step(actions)
             best.update()
-            bar.update()
+            shown.update()
     run = tested(process, best, selected, time.perf_counter() - started)
     stage.finish(best.process.budget, **vars(run))
     return run
@@ -338,12 +338,7 @@ def conclude(
     """
     process, seed, folder = core.process, settings.seed, run_folder()
     rules = {"control": references["control"], "student": learnt.rule, **references}
-    done = {
-        name: learnt.final or follow(core, choose, seed, name, checkpoints.stage(name))
-        if name == "student"
-        else follow(core, choose, seed, name, checkpoints.stage(name))
-        for name, choose in rules.items()
-    }
+    done = _follow_all(core, rules, learnt.final, seed, checkpoints)
     teachers = process.prepared.teacher_scores()
     results = base_results(settings, process, teachers)
     process.student.restore(process.warm)
@@ -386,6 +381,28 @@ def conclude(
     advice.show(results["warnings"])
     print(f"written to {folder}")
     return results
+
+
+def _follow_all(
+    core: Core, rules: Mapping[str, Rule], final: Run | None, seed: int, checkpoints: Checkpoints
+) -> dict[str, Run]:
+    """The run of every rule; that of `student` is `final`, if there is one."""
+    done = {}
+    todo = [name for name in rules if name != "student" or final is None]
+    for name, choose in rules.items():
+        if final is not None and name == "student":
+            done[name] = final
+            continue
+        expect(len(todo) - todo.index(name))
+        done[name] = follow(core, choose, seed, name, checkpoints.stage(name))
+    return done
+
+
+def trainings_of(settings: RunSettings) -> int:
+    """How often a run trains a student for the whole budget: joint episodes, the control, the fixed policy, an oracle."""
+    task = settings.task
+    oracle = settings.agent.oracle and (task.name != "files" or task.owner is not None)
+    return settings.agent.joint_episodes + 2 + oracle
 
 
 def print_check(facts: Mapping[str, Any] | None) -> None:

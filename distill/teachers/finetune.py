@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from distill import cache
 from distill.checks import NotFinite, UserError
@@ -21,6 +20,7 @@ from distill.models.build import fresh_classifier, word_tokenizer
 from distill.models.engine import Engine, isolated_rng
 from distill.models.loading import load_classifier, load_config, load_tokenizer, resolve, withheld_inputs
 from distill.models.trial import try_out, try_saving
+from distill.progress import Progress
 from distill.settings import FinetuneTeacher, SklearnTeacher, StudentSettings, TeacherSettings, digest
 from distill.student import Student
 from distill.teachers.checkpoint import ModelTeacher
@@ -229,11 +229,12 @@ def fit(
     student.begin(steps)
     started = time.perf_counter()
     try:
-        with isolated_rng(spec.seed):
-            for _ in tqdm(range(steps), desc=f"fine-tuning {spec.what}", unit="step", disable=None, leave=False):
+        with isolated_rng(spec.seed), Progress(f"fine-tuning {spec.what}", steps) as shown:
+            for _ in range(steps):
                 rows = stream.next()
                 gold = labels[torch.from_numpy(rows).to(engine.device)]
                 student.step(tokens.batch(rows), label_loss(gold))
+                shown.update()
         student.check_weights()
     except NotFinite:
         raise NotFinite(
