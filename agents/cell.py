@@ -22,7 +22,7 @@ import torch
 
 import configs
 from agents import reinforce
-from agents.experiment import runs
+from agents.experiment import advice, runs
 from agents.experiment.checkpoints import Checkpoints
 from agents.experiment.grid import CHOICES, RESULT, Cell, words_of
 from agents.experiment.heap import return_large_blocks
@@ -30,6 +30,7 @@ from agents.experiment.interrupts import Interrupted, stop
 from agents.rules import RULES, find_rule, make_rule
 from distill import cache, preflight
 from distill.checks import UserError, one_of
+from distill.process import Distillation
 from distill.settings import SB3_DEFAULTS, CompareSettings, RunSettings
 from envs.core import Core
 from envs.credit import with_credit
@@ -128,17 +129,26 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             "train_s": 0.0 if learnt is None else learnt.seconds,
             "follow_s": 0.0 if final else done.seconds,
             "whole_s": time.perf_counter() - started,
-            "student_steps": process.budget * (1 + (0 if learnt is None else learnt.episodes)),
+            "student_steps": _last_step(done, process) + (0 if learnt is None else learnt.steps),
         },
         "reproduce": cell.reproduce,
     }
+    result["warnings"] = advice.of_student(process, done.dev, done.best_step, done.curve)
     if cell.name == "control":  # once a seed is enough
         result["preflight"] = preflight.facts_of(process.prepared)
+        result["warnings"] += advice.of_teachers(process, result, process.prepared.teacher_scores())
+    if learnt is not None and (line := advice.chose_all(advice.equals_all(process, done.selected.last))):
+        result["warnings"].append(line)
     _write_choices(core, done, folder)
     files = {CHOICES: cache.file_sha256(folder / CHOICES)}
     cache.write_json(folder / RESULT, cache.sealed(result | {"files": files}))
     checkpoints.remove()
     return result
+
+
+def _last_step(done: runs.Run, process: Distillation) -> int:
+    """Student steps of the cell's own run: the whole budget, or fewer with `budget.patience`."""
+    return int(done.curve[-1]["step"]) if done.curve else process.budget
 
 
 def _write_choices(core: Core, done: runs.Run, folder: Path) -> None:

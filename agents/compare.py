@@ -22,9 +22,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from agents.cell import entry_settings, identity
-from agents.experiment import runs
+from agents.experiment import advice, runs
 from agents.experiment.grid import FORMAT, Cell, cores, run_grid
-from agents.experiment.launch import config_dir, launch, reproduce_line, run_folder
+from agents.experiment.launch import config_dir, job_title, launch, reproduce_line, run_folder
 from agents.experiment.report import page
 from agents.experiment.tables import against_baselines, print_against, print_rows, summarise, write_csv
 from distill import cache, parallel
@@ -116,9 +116,12 @@ def run(config: dict[str, Any]) -> None:
     tables = comparison["tables"]
     for test, rows in tables.items():
         seeds = len(comparison["seeds"])
-        print_rows(rows, f"{comparison['task']}, {test}, {seeds} seeds: paired differences to all teachers")
+        print_rows(
+            rows, f"{comparison['task']}, {test}, {seeds} seeds: paired differences to all teachers{job_title()}"
+        )
         print_against(comparison["against"][test], comparison["metric"])
     runs.print_check(comparison["preflight"])
+    advice.show(comparison["warnings"])
     cache.write_json(folder / "comparison.json", comparison)
     write_csv(folder / "comparison.csv", [row for rows in tables.values() for row in rows])
     if settings.report:
@@ -134,7 +137,7 @@ def compared(cells: Sequence[Cell], results: Sequence[dict[str, Any]], errors: d
     """The content of comparison.json."""
     first = results[0]
     shared = ("task", "metric", "tests", "data", "teachers", "device", "threads", "amp", "fast")
-    left_out = ("preflight", "tests", "teachers", "data", "curve", "selection_curve", "joint_curve")
+    left_out = ("preflight", "warnings", "tests", "teachers", "data", "curve", "selection_curve", "joint_curve")
     return {
         "schema": runs.SCHEMA,
         **{key: first[key] for key in shared},
@@ -142,6 +145,7 @@ def compared(cells: Sequence[Cell], results: Sequence[dict[str, Any]], errors: d
         "tables": {test: summarise(results, test) for test in first["tests"]},
         "against": {test: against_baselines(results, test) for test in first["tests"]},
         "preflight": next((r["preflight"] for r in results if r.get("preflight")), None),
+        "warnings": advice.of_cells(results),
         "failed": errors,
         "cells": [{k: r[k] for k in r if k not in left_out} for r in results],
         "reproduce": reproduce_line("agents/compare.py", keys_changing("nothing")),

@@ -33,7 +33,6 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import tqdm
 
 import envs  # noqa: F401  registers TeacherSelect-v0
 from agents.experiment import runs
@@ -42,6 +41,7 @@ from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
 from distill.process import TrainingBatch
+from distill.progress import Progress, expect
 from distill.selection import FORMS, Fit, never_empty
 from distill.settings import ReinforceSettings, RunSettings
 from distill.state import Stateful
@@ -286,7 +286,11 @@ def train(
         return {**live, "rng": rng.get_state()}
 
     rng.set_state(stage.restore(**parts()).get("rng", rng.get_state()))  # where the run was stopped
-    for episode in tqdm(range(at.episode, settings.joint_episodes), desc="joint episodes", disable=None, leave=False):
+    episodes, budget = settings.joint_episodes, process.budget
+    shown = Progress(
+        "joint training", episodes * budget, initial=at.steps, budget=budget, trainings=episodes, plain=False
+    )
+    for episode in shown.over(range(at.episode, episodes)):
         if at.states is None:  # not inside an episode that was restored
             at.states, _ = env.reset(
                 seed=seed if episode == 0 else None, options={"student": settings.joint if episode else "restart"}
@@ -324,8 +328,13 @@ def train(
                 at.total += float(info["gain"][0])
                 writer.add_scalar("student/value", info["value"][0], at.steps)
             at.best.update()
+            shown.update()
+            if at.best.ends:  # choices that still wait for a reward get none
+                at.states = None
+                at.pending.clear()
             at.elapsed += time.perf_counter() - started
         _end_episode(env, selector, at, writer)
+        shown.update(at.episode * budget - shown.done)  # what `budget.patience` left out
     stage.finish(at.steps, **parts())
     return at
 
@@ -420,7 +429,7 @@ def conclude_training(
     if not joint.episode:  # the start, fixed; at all teachers it gives them all the same
         return runs.Learnt(SelectorPolicy(start, "subsets" if fit is None else form), seconds, 0), start
     student = (kept.best.dev, kept.best.weights)
-    learnt = runs.Learnt(SelectorPolicy(kept.selector, form), seconds, settings.joint_episodes, student, joint.curve)
+    learnt = runs.Learnt(SelectorPolicy(kept.selector, form), seconds, joint.steps, student, joint.curve)
     learnt.step_seconds = joint.spent
     if fit is None:
         return learnt, kept.selector
@@ -440,6 +449,7 @@ def run(config: dict[str, Any]) -> None:
     checkpoints = Checkpoints(run_folder(), settings)
     if checkpoints.already_finished():
         return
+    expect(runs.trainings_of(settings))
     core, learnt = learn(settings, run_folder(), checkpoints)
     rules = references(core, settings.seed, oracle=settings.agent.oracle)
     runs.conclude(core, settings, learnt, rules, "agents/reinforce.py", checkpoints)

@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from agents.experiment import runs
 from distill.checks import UserError, one_of
 from distill.losses import soft_labels
 from distill.models.engine import isolated_rng
 from distill.process import Distillation, TrainingBatch
+from distill.progress import Progress
 from distill.selection import fit_router, fit_selector
 from envs.core import Core
 from envs.credit import Influence
@@ -377,8 +377,9 @@ class RewardLabels(Rule):
 
     def _on_labels(self, seed: int, steps: int, name: str, started: float) -> runs.Run:
         process = self.process
-        for _ in tqdm(process.train_on_labels(seed, steps), total=steps, desc=name, disable=None, leave=False):
-            pass
+        with Progress(name, steps) as shown:
+            for _ in process.train_on_labels(seed, steps):
+                shown.update()
         best = runs.Best(process)
         best.dev, best.step = process.evaluate("dev"), steps
         return runs.last(process, best, runs.Selected(process), time.perf_counter() - started)

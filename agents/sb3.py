@@ -14,7 +14,6 @@ public way to save all of their state. Model files are zip archives with pickled
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +38,7 @@ from agents.experiment.launch import launch, run_folder
 from agents.rules import Policy, references
 from distill.checks import UserError
 from distill.process import TrainingBatch
+from distill.progress import Progress, expect
 from distill.selection import FORMS, Fit
 from distill.settings import SB3_DEFAULTS, RunSettings, SB3Settings
 from envs.core import Core
@@ -112,10 +112,11 @@ def start_at(model: BaseAlgorithm, fit: Fit) -> bool:
 
 
 class Gains(BaseCallback):
-    """Records the gain of every episode, for the report."""
+    """Records the gain of every episode, for the report, and shows the progress."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: Progress) -> None:
         super().__init__()
+        self.shown = shown
         self.curve: list[dict[str, Any]] = []
         self.total = 0.0
 
@@ -123,6 +124,7 @@ class Gains(BaseCallback):
         info = self.locals["infos"][0]  # all rows share one student
         if "failure" in info:
             raise UserError(str(info["failure"]))
+        self.shown.update()
         self.total += float(info.get("gain", 0.0))
         if self.locals["dones"][0]:
             self.curve.append({"episode": len(self.curve), "gain": self.total})
@@ -214,7 +216,8 @@ def learn(settings: RunSettings, folder: Path, checkpoints: Checkpoints | None =
     state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}
     save_file(state, folder / "policy.safetensors")
     rule = FixedPolicy(model, decode, runs.final_form(core, fit))
-    return core, runs.Learnt(rule, fit_s + kept["seconds"], agent.joint_episodes, curve=kept["curve"])
+    steps = agent.joint_episodes * core.process.budget
+    return core, runs.Learnt(rule, fit_s + kept["seconds"], steps, curve=kept["curve"])
 
 
 def _train(
@@ -223,10 +226,12 @@ def _train(
     """Train the model for the agent's episodes; returns the gains by episode (`curve`) and the `seconds` it took."""
     runs.event_writer(folder, purge_step).close()  # reports a folder that cannot be written
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
-    gains, started = Gains(), time.perf_counter()
-    total = agent.joint_episodes * core.process.budget * core.batch_size
+    budget, episodes, started = core.process.budget, agent.joint_episodes, time.perf_counter()
+    steps = episodes * budget
     try:
-        model.learn(total, gains, progress_bar=sys.stderr.isatty())
+        with Progress("joint training", steps, budget=budget, trainings=episodes, plain=False) as shown:
+            gains = Gains(shown)
+            model.learn(steps * core.batch_size, gains)
     finally:  # a policy that is not finite is the cause of whatever else was raised
         check_policy(model, agent)
     return {"curve": gains.curve, "seconds": time.perf_counter() - started}
@@ -238,6 +243,7 @@ def run(config: dict[str, Any]) -> None:
     checkpoints = Checkpoints(run_folder(), settings)
     if checkpoints.already_finished():
         return
+    expect(runs.trainings_of(settings))
     core, learnt = learn(settings, run_folder(), checkpoints)
     rules = references(core, settings.seed, oracle=settings.agent.oracle)
     runs.conclude(core, settings, learnt, rules, "agents/sb3.py", checkpoints)

@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from distill import cache, parallel
 from distill.checks import UserError
@@ -31,6 +30,7 @@ from distill.losses import distillation_loss, label_loss, mix, soft_labels, teac
 from distill.models.build import build_student
 from distill.models.engine import Engine
 from distill.models.loading import local_place, withheld_inputs
+from distill.progress import Progress
 from distill.settings import RunSettings, digest
 from distill.state import Array, Optional, is_count, is_generator
 from distill.student import StepResult, Student
@@ -306,9 +306,7 @@ class Distillation:
         self.labels = self.train_split.labels
         self._tokens: dict[str, TokenizedSplit] = {}
         tokens = self.tokens("train")
-        per_epoch = max(1, round(len(tokens) / budget.batch_size))
-        self.budget = budget.steps or max(1, round(budget.epochs * per_epoch))
-        self.warm_budget = round(budget.warm_epochs * per_epoch) if budget.warm_steps is None else budget.warm_steps
+        self.budget, self.warm_budget = budget.run_steps(len(tokens)), budget.warm_start_steps(len(tokens))
         self.stream = Stream(tokens.lengths, budget.batch_size, 0, budget.group_lengths)
         self.rng_state = torch.Generator().manual_seed(0).get_state()
         self._cuda_state: Tensor | None = None
@@ -574,8 +572,10 @@ class Distillation:
         everyone = np.ones((self.stream.batch_size, self.num_teachers), np.float32)
         if self.warm_budget:
             self.begin(self.settings.seed + 1_000_003, restart=False, budget=self.warm_budget)
-            for _ in tqdm(range(self.warm_budget), desc="warm start", unit="step", disable=None, leave=False):
-                self.step(everyone)
+            with Progress("warm start", self.warm_budget, budget=self.budget, trainings=0) as shown:
+                for _ in range(self.warm_budget):
+                    self.step(everyone)
+                    shown.update()
         self.student.check_weights()
         save_file(
             {n: p.detach().contiguous().cpu() for n, p in self.student.named.items()}, folder / "student.safetensors"

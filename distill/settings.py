@@ -408,22 +408,39 @@ class LossSettings:
             raise UserError(f"loss.temperature={self.temperature} must be positive and finite")
 
 
+EPOCHS = 4.0  # of a run and of a warm start, where no length is given
+FEWEST_STEPS = 200  # of both, where no length is given: four epochs of a few hundred instances train nothing
+
+
 @dataclass
 class BudgetSettings:
     """How long the student trains. All counts are student steps (batches)."""
 
     batch_size: int = option(32, "instances in a batch", "warm start")
-    epochs: float = option(4.0, "length of one run from the warm start, when steps is not given")
+    epochs: float | None = option(
+        None,
+        f"length of one run from the warm start, when steps is not given; null: {EPOCHS:g}, and {FEWEST_STEPS} student "
+        "steps at least, so that a few hundred instances are enough to learn from",
+    )
     steps: int | None = option(None, "length of one run from the warm start, in student steps")
-    warm_epochs: float = option(4.0, "length of the warm start, when warm_steps is not given", "warm start")
+    warm_epochs: float | None = option(
+        None,
+        f"length of the warm start, when warm_steps is not given; null: {EPOCHS:g}, and {FEWEST_STEPS} student steps "
+        "at least",
+        "warm start",
+    )
     warm_steps: int | None = option(None, "length of the warm start, in student steps", "warm start")
     evals: int = option(6, "evaluations on dev in a run; the best one is kept")
+    patience: int | None = option(
+        None,
+        "stop a run early after so many evaluations on dev in a row without a better score; null: use the whole budget",
+    )
     group_lengths: bool = option(True, "batch texts of similar length together, which saves padding", "warm start")
 
     def __post_init__(self) -> None:
         if self.batch_size <= 0:
             raise UserError(f"budget.batch_size={self.batch_size} must be positive")
-        if self.epochs <= 0 or self.warm_epochs < 0:
+        if (self.epochs is not None and self.epochs <= 0) or (self.warm_epochs is not None and self.warm_epochs < 0):
             raise UserError("budget.epochs must be positive and budget.warm_epochs not negative")
         if self.steps is not None and self.steps <= 0:
             raise UserError(f"budget.steps={self.steps} must be positive")
@@ -431,6 +448,20 @@ class BudgetSettings:
             raise UserError(f"budget.warm_steps={self.warm_steps} must not be negative")
         if self.evals <= 0:
             raise UserError(f"budget.evals={self.evals} must be positive")
+        if self.patience is not None and self.patience <= 0:
+            raise UserError(f"budget.patience={self.patience} must be positive, or null for the whole budget")
+
+    def run_steps(self, instances: int) -> int:
+        """Student steps of one run from the warm start, with `instances` training instances."""
+        return self.steps or max(1, self._of(self.epochs, instances))
+
+    def warm_start_steps(self, instances: int) -> int:
+        """Student steps of the warm start, with `instances` training instances."""
+        return self._of(self.warm_epochs, instances) if self.warm_steps is None else self.warm_steps
+
+    def _of(self, epochs: float | None, instances: int) -> int:
+        per_epoch = max(1, round(instances / self.batch_size))
+        return max(FEWEST_STEPS, round(EPOCHS * per_epoch)) if epochs is None else round(epochs * per_epoch)
 
 
 # --- the environment --------------------------------------------------------------------------------------------------

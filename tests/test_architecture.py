@@ -26,7 +26,7 @@ ORDER = {
     "configs": (("configs.errors",), ("configs",)),
     "distill": (
         ("distill", "distill.checks"),
-        ("distill.settings", "distill.parallel"),
+        ("distill.settings", "distill.parallel", "distill.progress"),
         ("distill.state", "distill.cache", "distill.hub"),
         ("distill.data",),
         ("distill.losses", "distill.models"),

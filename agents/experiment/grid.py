@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm.auto import tqdm
-
 from distill import cache
+from distill.progress import Progress
 from distill.settings import RunSettings
 
 FORMAT = 3  # of a cell; raised whenever what it would hold changes
@@ -112,7 +111,7 @@ def run_grid(cells: Sequence[Cell], jobs: int) -> tuple[list[dict[str, Any]], di
     errors: dict[str, str] = {}
     todo = [i for i in range(len(cells)) if i not in results]
     with (
-        tqdm(total=len(cells), initial=len(results), desc="cells", unit="cell", disable=None) as bar,
+        Progress("cells", len(cells), "cell", initial=len(results)) as shown,
         _processes() as running,
     ):
         while todo or running:
@@ -125,8 +124,8 @@ def run_grid(cells: Sequence[Cell], jobs: int) -> tuple[list[dict[str, Any]], di
                     results[process.place] = finished(process.cell) or {}
                 else:
                     errors[process.cell.label] = error
-                    bar.write(f"failed: {process.cell.label}: {error}")
-                bar.update()
+                    shown.write(f"failed: {process.cell.label}: {error}")
+                shown.update()
             time.sleep(POLL)
     return [results[i] for i in sorted(results)], errors
 

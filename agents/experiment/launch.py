@@ -36,6 +36,7 @@ from distill import output, parallel
 from distill.cache import writing
 from distill.checks import UserError
 
+LONGEST_WORD = 40  # characters of a setting in the title of a table
 REMEDY = "set hydra.run.dir to a writable folder"
 
 
@@ -123,6 +124,15 @@ def _other_folder() -> tempfile.TemporaryDirectory[str]:
 def run_folder() -> Path:
     """This run's folder, from Hydra."""
     return Path(HydraConfig.get().runtime.output_dir if parallel.is_first() else _other_folder().name)
+
+
+def job_title() -> str:
+    """What tells this job of a sweep from the others, for the titles of tables: its number and its short settings."""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        return ""
+    words = [word for word in hydra.overrides.task if len(word) <= LONGEST_WORD]
+    return f" (job {hydra.job.num}{': ' if words else ''}{' '.join(words)})"
 
 
 def reproduce_line(script: str, left_out: Sequence[str]) -> str:

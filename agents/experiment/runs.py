@@ -17,16 +17,18 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import tqdm
 
+from agents.experiment import advice
 from agents.experiment.checkpoints import Checkpoints, Stage, report
-from agents.experiment.launch import reproduce_line, run_folder
+from agents.experiment.launch import job_title, reproduce_line, run_folder
 from distill import preflight
 from distill.cache import whole_folder, write_json, write_whole
 from distill.losses import label_loss
 from distill.process import Distillation, TrainingBatch
+from distill.progress import Progress, expect
 from distill.selection import Fit, fit_selector
 from distill.settings import RunSettings, TeachersSettings, keys_changing
 from distill.state import Stateful
@@ -203,9 +205,18 @@ class Best(Stateful):
             self.value, self.step, self.dev = dev[self.metric], steps, dev
             self.weights = self.process.student.weights()
 
+    @property
+    def ends(self) -> bool:
+        """Whether the run ends here: the last `budget.patience` evaluations have brought no better score."""
+        patience = self.process.settings.budget.patience
+        if patience is None or not self.curve:
+            return False
+        scores = [point[self.metric] for point in self.curve]
+        return len(scores) - 1 - scores.index(max(scores)) >= patience
+
 
 def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None = None) -> Run:
-    """Train a student from the warm start under `choose` for the whole budget.
+    """Train a student from the warm start under `choose` for the whole budget, or until `budget.patience` ends it.
 
     Keep the checkpoint with the best dev score; evaluate it once on test. A stage that had finished returns its run
     again. An unfinished one continues, unless the rule `remembers`.
@@ -222,8 +233,8 @@ def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None =
     process.begin(seed)
     spent = stage.restore(process=process, best=best, selected=selected).get("spent", 0.0)
     nothing, started, steps = np.empty(0, np.float32), time.perf_counter() - spent, process.student.steps
-    with tqdm(total=process.budget, initial=steps, desc=name, unit="step", disable=None, leave=False) as bar:
-        while not process.done:
+    with Progress(name, process.budget, initial=steps, budget=process.budget) as shown:
+        while not process.done and not best.ends:
             if not choose.remembers:
                 spent = time.perf_counter() - started
                 stage.offer(process.student.steps, process=process, best=best, selected=selected, spent=spent)
@@ -232,7 +243,7 @@ def follow(core: Core, choose: Rule, seed: int, name: str, stage: Stage | None =
             selected.add(process.batch.rows, actions)
             process.step(actions)
             best.update()
-            bar.update()
+            shown.update()
     run = tested(process, best, selected, time.perf_counter() - started)
     stage.finish(best.process.budget, **vars(run))
     return run
@@ -298,7 +309,7 @@ class Learnt:
 
     rule: Rule  # the policy, fixed
     seconds: float  # of training, from stored signals and warm start
-    episodes: int
+    steps: int  # student steps of training
     joint: tuple[dict[str, float], list[Tensor]] | None = None  # dev metrics and weights of the student it trained with
     curve: list[dict[str, Any]] = field(default_factory=list)  # of training, one entry an episode
     final: Run | None = None  # the student to ship, where training left it; else the fixed policy trains one
@@ -327,13 +338,9 @@ def conclude(
     """
     process, seed, folder = core.process, settings.seed, run_folder()
     rules = {"control": references["control"], "student": learnt.rule, **references}
-    done = {
-        name: learnt.final or follow(core, choose, seed, name, checkpoints.stage(name))
-        if name == "student"
-        else follow(core, choose, seed, name, checkpoints.stage(name))
-        for name, choose in rules.items()
-    }
-    results = base_results(settings, process, process.prepared.teacher_scores())
+    done = _follow_all(core, rules, learnt.final, seed, checkpoints)
+    teachers = process.prepared.teacher_scores()
+    results = base_results(settings, process, teachers)
     process.student.restore(process.warm)
     results["warm_start"] = {role: process.evaluate(role) for role in ("dev", *process.task.tests)}
     if learnt.joint is not None:
@@ -342,21 +349,27 @@ def conclude(
         results["joint"] = {"dev": dev, **{t: process.evaluate(t) for t in process.task.tests}}
     results |= {name: scores_of(outcome) for name, outcome in done.items()}
     student = done["student"]
-    results["selection"] = student.selected.summary()
-    steps = learnt.episodes * process.budget
+    share = advice.equals_all(process, student.selected.last)
+    results["selection"] = student.selected.summary() | {"equals_all": share}
     whole = learnt.seconds + (0.0 if learnt.final else student.seconds)
     results["cost"] = {
         "teacher_fit_s": process.prepared.teacher_fit_s,
         "signals_s": process.prepared.signals_s,
         "warm_start_s": process.warm_start_s,
         "train_s": learnt.seconds,
-        "student_steps": steps,
+        "student_steps": learnt.steps,
         "whole_job_s": whole,
         "whole_job": whole / done["control"].seconds,
-        "examples_per_s": steps * core.batch_size / learnt.step_seconds if learnt.step_seconds else None,
+        "examples_per_s": learnt.steps * core.batch_size / learnt.step_seconds if learnt.step_seconds else None,
         "floor_examples_per_s": floor_examples_per_s(process, seed),
     }
     results["preflight"] = preflight.facts_of(process.prepared)
+    policy = advice.chose_all(share, results["cost"]["whole_job"])
+    results["warnings"] = [
+        *advice.of_student(process, student.dev, student.best_step, student.curve),
+        *advice.of_teachers(process, results["student"], teachers),
+        *([policy] if policy else []),
+    ]
     results["reproduce"] = reproduce_line(script, keys_changing("nothing"))
     process.student.restore(student.weights)
     with whole_folder(folder / "student") as place:
@@ -365,6 +378,7 @@ def conclude(
     checkpoints.finish()
     print_table(results, process, ("joint", "oracle"))
     print_check(results["preflight"])
+    advice.show(results["warnings"])
     print(f"written to {folder}")
     return results
 
@@ -374,6 +388,28 @@ def labels_used(own: str, teachers: TeachersSettings) -> str:
     if teachers.calibrate == "none" or own == "" or "reward" in own:
         return own
     return "reward" if own == "none" else f"reward, {own}"
+
+
+def _follow_all(
+    core: Core, rules: Mapping[str, Rule], final: Run | None, seed: int, checkpoints: Checkpoints
+) -> dict[str, Run]:
+    """The run of every rule; that of `student` is `final`, if there is one."""
+    done = {}
+    todo = [name for name in rules if name != "student" or final is None]
+    for name, choose in rules.items():
+        if final is not None and name == "student":
+            done[name] = final
+            continue
+        expect(len(todo) - todo.index(name))
+        done[name] = follow(core, choose, seed, name, checkpoints.stage(name))
+    return done
+
+
+def trainings_of(settings: RunSettings) -> int:
+    """How often a run trains a student for the whole budget: joint episodes, the control, the fixed policy, an oracle."""
+    task = settings.task
+    oracle = settings.agent.oracle and (task.name != "files" or task.owner is not None)
+    return settings.agent.joint_episodes + 2 + oracle
 
 
 def print_check(facts: Mapping[str, Any] | None) -> None:
@@ -386,7 +422,8 @@ def print_table(results: dict[str, Any], process: Distillation, extra: tuple[str
     """The one table at the end: teachers, control, student, on dev and test."""
     metric, tests = process.task.metric, process.task.tests
     columns = [metric] if metric == "accuracy" else [metric, "accuracy"]
-    table = Table(title=f"{results['task']}: {results['agent']}, seed {results['seed']}", title_justify="left")
+    title = f"{results['task']}: {results['agent']}, seed {results['seed']}{job_title()}"
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("model")
     for role in ("dev", *tests):
         for column in (*columns, "loss"):

@@ -131,7 +131,7 @@ COLUMNS = ("IQM [95 %]", "- control [95 %]", "P(better)", "p (Holm)", "loss", "-
 
 def print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
     """Print the table on the terminal. A difference whose interval does not contain zero is bold."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("agent")
     for column in (rows[0]["metric"], *COLUMNS):
         table.add_column(column.replace("[", "\\["), justify="right")

@@ -187,7 +187,8 @@ def assign_roles(settings: TaskSettings, raw: RawTask) -> Task:
     ordered = {role: splits[role] for role in dict.fromkeys((*ROLES, *raw.tests))}
     pools = {name: split("pool", table) for name, table in raw.pools.items()}
     owners = _owners(raw, train)
-    return Task(settings.name, raw.source, raw.label_names, ordered, settings.metric, raw.tests, pools, owners)
+    cut = tuple(role for role in ("reward", "dev") if role not in raw.tables)
+    return Task(settings.name, raw.source, raw.label_names, ordered, settings.metric, raw.tests, pools, owners, cut)
 
 
 def _cut_shares(settings: TaskSettings, train: Split, splits: dict[str, Split], rng: np.random.Generator) -> Split:

@@ -135,6 +135,7 @@ class Task:
         owners: name of the teacher, or of the pool it learnt from, that is right for each training instance, str
             `[N_train]`; an empty name where that is not known; None: for no instance. Only oracles and measures of
             regret may read it, never a state or a reward.
+        cut: roles of the splits that were cut from the training data.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Task:
     tests: tuple[str, ...] = ("test",)
     pools: dict[str, Split] = field(default_factory=dict)
     owners: np.ndarray | None = None
+    cut: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

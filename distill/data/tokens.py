@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from distill import parallel
+from distill.progress import Progress
 
 Batch = dict[str, Tensor]
 
@@ -225,7 +226,7 @@ def run_over(
     world, rank = parallel.world(), parallel.rank()
     with (
         torch.inference_mode(),
-        tqdm(total=len(tokens), desc=progress, unit="ex", disable=None if progress else True, leave=False) as bar,
+        Progress(progress, len(tokens), "text", brief=True) if progress else nullcontext() as shown,
     ):
         # The longest batch comes first: if memory is too small, it fails at once.
         for turn, rows in enumerate(reversed(tokens.by_length(batch_size))):
@@ -235,7 +236,8 @@ def run_over(
                     out = torch.zeros(len(tokens), *result.shape[1:], device=result.device)
                 if turn % world == rank:
                     out[torch.from_numpy(rows).to(result.device)] = result
-            bar.update(len(rows))
+            if shown is not None:
+                shown.update(len(rows))
         assert out is not None
         out = parallel.total(out)
     return out.cpu().clone()

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from distill import cache
 from distill.checks import NotFinite, UserError
@@ -21,7 +20,8 @@ from distill.models.build import fresh_classifier, word_tokenizer
 from distill.models.engine import Engine, isolated_rng
 from distill.models.loading import load_classifier, load_config, load_tokenizer, resolve, withheld_inputs
 from distill.models.trial import try_out, try_saving
-from distill.settings import FinetuneTeacher, SklearnTeacher, StudentSettings, TeacherSettings, digest
+from distill.progress import Progress
+from distill.settings import FinetuneTeacher, SklearnTeacher, StudentSettings, TeacherSettings, digest, notice
 from distill.student import Student
 from distill.teachers.checkpoint import ModelTeacher
 from distill.teachers.signals import Source
@@ -156,6 +156,11 @@ def build_finetune(spec: FinetuneTeacher, task: Task, home: Path, engine: Engine
     return training_data(spec, task, folds).source(lambda data: fine_tuned(spec, task, data, home, engine))
 
 
+def note_fitting(home: Path) -> None:
+    """Print a note, once a process, that teachers are fitted now: the first run with a pool takes longer than the next."""
+    notice(f"teachers are fitted now, which takes a while, and kept in {home}; the next run finds them there")
+
+
 def fine_tuned(spec: FinetuneTeacher, task: Task, data: Split, home: Path, engine: Engine) -> Source:
     """The teacher fine-tuned on `data`, from the cache or made now."""
     base = resolve(spec.path, spec.what) if spec.path else None
@@ -172,7 +177,12 @@ def fine_tuned(spec: FinetuneTeacher, task: Task, data: Split, home: Path, engin
     if base and (withheld := withheld_inputs(load_config(base, spec.what), load_tokenizer(base, spec.what))):
         facts["inputs"] = withheld
     folder = home / "teachers" / f"{task.name}-{spec.name}-{digest(facts)}"
-    manifest = cache.entry(folder, facts, lambda temporary: fit(spec, task, data, base, temporary, engine))
+
+    def build(temporary: Path) -> dict[str, Any]:
+        note_fitting(home)
+        return fit(spec, task, data, base, temporary, engine)
+
+    manifest = cache.entry(folder, facts, build)
     return ModelTeacher(spec.name, folder, digest(manifest["files"]), task, engine, spec.max_length)
 
 
@@ -229,11 +239,12 @@ def fit(
     student.begin(steps)
     started = time.perf_counter()
     try:
-        with isolated_rng(spec.seed):
-            for _ in tqdm(range(steps), desc=f"fine-tuning {spec.what}", unit="step", disable=None, leave=False):
+        with isolated_rng(spec.seed), Progress(f"fine-tuning {spec.what}", steps) as shown:
+            for _ in range(steps):
                 rows = stream.next()
                 gold = labels[torch.from_numpy(rows).to(engine.device)]
                 student.step(tokens.batch(rows), label_loss(gold))
+                shown.update()
         student.check_weights()
     except NotFinite:
         raise NotFinite(

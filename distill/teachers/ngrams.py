@@ -16,8 +16,9 @@ from distill import cache
 from distill.checks import UserError
 from distill.data.splits import Split, Task
 from distill.models.engine import Engine
+from distill.progress import Progress
 from distill.settings import SklearnTeacher, digest
-from distill.teachers.finetune import training_data
+from distill.teachers.finetune import note_fitting, training_data
 from distill.teachers.signals import Source
 
 FORMAT = 1  # of a stored teacher; raised whenever fitting changes
@@ -100,7 +101,15 @@ def _fitted(spec: SklearnTeacher, task: Task, data: Split, home: Path) -> Source
         "labels": list(task.label_names),
     }
     folder = home / "teachers" / f"{task.name}-{spec.name}-{digest(facts)}"
-    manifest = cache.entry(folder, facts, lambda temporary: _fit(spec, task, data, temporary))
+
+    def build(temporary: Path) -> dict[str, Any]:
+        note_fitting(home)
+        with Progress(f"fitting {spec.what}", len(data), "instance") as shown:
+            made = _fit(spec, task, data, temporary)
+            shown.update(len(data))
+        return made
+
+    manifest = cache.entry(folder, facts, build)
     ngrams = (spec.ngrams[0], spec.ngrams[1])
     return NgramTeacher(spec.name, folder, digest(manifest["files"], ngrams), task.num_classes, ngrams)
 

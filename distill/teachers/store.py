@@ -5,15 +5,16 @@ from __future__ import annotations
 import mmap
 import shutil
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from distill import cache, parallel
 from distill.checks import UserError
 from distill.data.splits import Split
+from distill.progress import Progress
 from distill.teachers.signals import Answers, Source, checked
 
 FORMAT = 2  # of stored arrays; raised whenever their contents or layout change
@@ -126,14 +127,20 @@ def stored(source: Source, split: Split, home: Path) -> StoredArray:
         path = temporary / "values.f32"
         starts = range(0, len(split), SHARD)
         whole = len(split) <= SHARD
-        with open(path, "wb") as file:  # not a memory map: on a full disk, writing to one kills the process (SIGBUS)
-            for start in tqdm(starts, desc=f"storing {source.name}", unit="shard", disable=True if whole else None):
+        shards_shown = (
+            nullcontext() if whole else Progress(f"storing {source.name} on {split.role}", len(starts), "shard")
+        )
+        # Not a memory map: on a full disk, writing to one kills the process (SIGBUS).
+        with open(path, "wb") as file, shards_shown as shown:
+            for start in starts:
                 if whole:
                     values = checked(source.compute(split), len(split), source)
                 else:
                     part = split.take(np.arange(start, min(start + SHARD, len(split))))
                     values = _shard(source, part, shards, start)
                 file.write(values.astype("<f4").tobytes())
+                if shown is not None:
+                    shown.update()
         stored_values = np.memmap(path, "<f4", "r", shape=(len(split), source.width))
         sums = [_sum_of(stored_values[i : i + BLOCK]) for i in range(0, len(split), BLOCK)]
         (temporary / "sums.npy").write_bytes(cache.npy(np.array(sums, np.uint32)))
