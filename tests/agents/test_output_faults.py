@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
-import re
 import resource
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ import hypothesis
 import pytest
 from compare_helpers import ROOT
 from hypothesis import strategies as st
+from stderr_lines import without_progress
 
 from agents import compare
 from agents.cell import main as cell_main
@@ -136,7 +136,7 @@ def test_a_cell_that_cannot_be_written_is_one_line(cell: Cell, what: str, tmp_pa
     process.join(300)
     checkpoint = f"checkpoint in {todo.folder}/checkpoints cannot be written (File too large); {RESUME}"
     result = f"{tmp_path / 'cells'} cannot be written (File too large); set cells to a writable folder"
-    assert lines(error_file.read_text()) == [f"error: {checkpoint if what == 'checkpoint' else result}"]
+    assert without_progress(error_file.read_text()) == [f"error: {checkpoint if what == 'checkpoint' else result}"]
     assert process.exitcode == 2
     assert not [p for p in (tmp_path / "cells").rglob("*") if p.is_file()]
     assert finished(todo) is None
@@ -150,11 +150,6 @@ def run(script: str, *arguments: str, limit: int = resource.RLIM_INFINITY) -> su
 
     line = [sys.executable, str(ROOT / "agents" / script), *arguments]
     return subprocess.run(line, capture_output=True, text=True, timeout=500, preexec_fn=partial(_limit, limit))
-
-
-def lines(text: str) -> list[str]:
-    """What was said on stderr, the progress aside."""
-    return [line for line in text.splitlines() if line.strip() and not re.search(r": \d+ (of \d+ )?\w+ in \d\d:", line)]
 
 
 @pytest.mark.usefixtures("prepared")
@@ -171,7 +166,7 @@ def test_an_output_that_cannot_be_written_is_one_line(limit: int, tiny_overrides
         limit=limit,
     )
     place, way_out = (folder, REFUSED) if limit == 100 else (f"checkpoint in {folder}/checkpoints", RESUME)
-    assert lines(done.stderr) == [f"error: {place} cannot be written (File too large); {way_out}"]
+    assert without_progress(done.stderr) == [f"error: {place} cannot be written (File too large); {way_out}"]
     assert done.returncode == 2
     assert not (folder / "results.json").exists()
     assert not list(folder.glob("*student*"))
@@ -195,7 +190,7 @@ def test_a_full_disk_under_a_grids_outputs(cell: Cell, tiny_overrides: list[str]
     try:
         done = run("compare.py", *grid, f"hydra.run.dir={disk / 'run'}")
         fault = f"{disk / 'run'} cannot be written (No space left on device); free some space or {REFUSED}"
-        assert lines(done.stderr) == [f"error: {fault}"]
+        assert without_progress(done.stderr) == [f"error: {fault}"]
         assert done.returncode == 2
         assert not list((disk / "run").glob("*report*"))
         assert not list((disk / "run").rglob("*.tmp"))

@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from resume_helpers import ROOT, play
+from stderr_lines import without_progress
 
 from agents import cell as cell_module
 from agents import compare
@@ -214,8 +215,8 @@ def test_stopped(name, phase, warm, undisturbed, tmp_path) -> None:
     number, event = signal.Signals[name], WARM[phase][0] + 2
     done = play(tmp_path / "run", *warm, "checkpoint_every=1000", moment=(event, 0, number))
     assert done.code == 128 + number == {"SIGTERM": 143, "SIGINT": 130}[name]
-    assert done.out.startswith(f"stopped by {name}; to continue: "), done.out
-    assert len(done.out.splitlines()) == 1
+    (line,) = without_progress(done.out)
+    assert line.startswith(f"stopped by {name}; to continue: "), done.out
     words = resume_words(done.out)
     assert words[-2:] == [f"hydra.run.dir={tmp_path / 'run'}", "resume=true"]
     again = play(tmp_path / "run", *words)
@@ -231,7 +232,7 @@ def test_stopped_where_there_are_no_checkpoints(phase, arguments, undisturbed, t
     done = play(tmp_path / "run", *arguments, f"home={home}", moment=(event, 0, signal.SIGTERM))
     assert done.code == 143
     words = resume_words(done.out)
-    assert len(done.out.splitlines()) == 1
+    assert len(without_progress(done.out)) == 1
     assert not list(home.rglob(".*building"))
     again = play(tmp_path / "run", *words)
     assert again.code == 0, again.out
@@ -252,7 +253,7 @@ def test_the_line_works_in_a_shell(undisturbed, arguments, tmp_path) -> None:
     run.send_signal(signal.SIGTERM)
     out, err = run.communicate(timeout=60)
     assert (run.returncode, out) == (143, "")
-    assert len(err.splitlines()) == 1
+    assert len(without_progress(err)) == 1
     line = err.partition("to continue: ")[2].strip()
     assert line.count("resume=") == 1
     again = subprocess.Popen(
@@ -350,7 +351,7 @@ def test_no_room_for_a_checkpoint(tiny_config, tmp_path, monkeypatch) -> None:
 
 def refused(done: Any, *words: str) -> None:
     assert done.code == 2, done.out
-    assert len(done.out.splitlines()) == 1, done.out
+    assert len(without_progress(done.out)) == 1, done.out
     assert done.out.startswith("error: ")
     for word in words:
         assert re.search(word, done.out), done.out
@@ -505,7 +506,7 @@ def test_algorithms_are_stopped(name, warm, tmp_path) -> None:
     whole = play(tmp_path / "whole", *given, script="sb3")
     stopped = play(tmp_path / "run", *given, script="sb3", moment=(5, 0, signal.SIGINT))
     assert (whole.code, stopped.code) == (0, 130)
-    assert len(stopped.out.splitlines()) == 1
+    assert len(without_progress(stopped.out)) == 1
     again = play(tmp_path / "run", *resume_words(stopped.out), script="sb3")
     assert again.code == 0, again.out
     assert "the run starts from its beginning" in again.out
