@@ -22,7 +22,7 @@ import torch
 
 import configs
 from agents import reinforce
-from agents.experiment import runs
+from agents.experiment import details, runs
 from agents.experiment.checkpoints import Checkpoints
 from agents.experiment.grid import CHOICES, RESULT, Cell, words_of
 from agents.experiment.heap import return_large_blocks
@@ -117,7 +117,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "labels": "reward" if learnt is not None else rule_labels,
         "seed": cell.seed,
         **runs.scores_of(done),
-        "selection": done.selected.summary(),
+        "selection": done.selected.summary() | {"by_class": details.selection_by_class(process, done)},
+        "details": details.by_test(process, done),
         "curve": done.curve,
         "selection_curve": done.selected.curve(),
         "joint_curve": [] if learnt is None else learnt.curve,
@@ -134,8 +135,9 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     }
     if cell.name == "control":  # once a seed is enough
         result["preflight"] = preflight.facts_of(process.prepared)
+    details.write_predictions(folder, process, done)
     _write_choices(core, done, folder)
-    files = {CHOICES: cache.file_sha256(folder / CHOICES)}
+    files = {name: cache.file_sha256(folder / name) for name in (CHOICES, details.PREDICTIONS)}
     cache.write_json(folder / RESULT, cache.sealed(result | {"files": files}))
     checkpoints.remove()
     return result

@@ -456,10 +456,14 @@ class Distillation:
 
     def evaluate(self, role: str) -> dict[str, float]:
         """The student's metrics on a whole split (not train); `NotFinite` when its logits are not finite."""
-        split = self.task.splits[role].require("reward", "dev", "test")
+        return self.task.scores(self.predict(role), self.task.splits[role].labels)
+
+    def predict(self, role: str) -> np.ndarray:
+        """The student's logits on a whole split (not train), float32 `[N,C]`; `NotFinite` when they are not finite."""
+        self.task.splits[role].require("reward", "dev", "test")
         logits = self.student.predict(self.tokens(role)).numpy()
         self.student.check_finite(float(logits.sum(dtype=np.float64)))
-        return self.task.scores(logits, split.labels)
+        return logits
 
     # --- state ------------------------------------------------------------------------------------------------------
 

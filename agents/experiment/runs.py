@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
+from agents.experiment import details
 from agents.experiment.checkpoints import Checkpoints, Stage, report
 from agents.experiment.launch import reproduce_line, run_folder
 from distill import preflight
@@ -121,6 +122,12 @@ class Run:
     weights: list[Tensor]
     seconds: float = 0.0
     curve: list[dict[str, Any]] = field(default_factory=list)  # step and dev metrics of every evaluation
+    logits: dict[str, np.ndarray] = field(default_factory=dict)  # [N,C] on each test split, float32
+
+    @property
+    def choices(self) -> np.ndarray:
+        """The latest actions `[N,K]` for the training instances; -1 where an instance was never seen."""
+        return self.selected.last
 
 
 class Selected(Stateful):
@@ -177,8 +184,9 @@ def tested(process: Distillation, best: Best, selected: Selected, seconds: float
 
 def last(process: Distillation, best: Best, selected: Selected, seconds: float) -> Run:
     """The student as it is as a run: evaluated once on test."""
-    tests = {t: process.evaluate(t) for t in process.task.tests}
-    return Run(best.dev, tests, best.step, selected, process.student.weights(), seconds, best.curve)
+    logits = {t: process.predict(t) for t in process.task.tests}
+    tests = {t: process.task.scores(values, process.task.splits[t].labels) for t, values in logits.items()}
+    return Run(best.dev, tests, best.step, selected, process.student.weights(), seconds, best.curve, logits)
 
 
 class Best(Stateful):
@@ -342,7 +350,8 @@ def conclude(
         results["joint"] = {"dev": dev, **{t: process.evaluate(t) for t in process.task.tests}}
     results |= {name: scores_of(outcome) for name, outcome in done.items()}
     student = done["student"]
-    results["selection"] = student.selected.summary()
+    results["selection"] = student.selected.summary() | {"by_class": details.selection_by_class(process, student)}
+    results["details"] = {name: details.by_test(process, done[name]) for name in ("student", "control")}
     steps = learnt.episodes * process.budget
     whole = learnt.seconds + (0.0 if learnt.final else student.seconds)
     results["cost"] = {
@@ -361,6 +370,7 @@ def conclude(
     process.student.restore(student.weights)
     with whole_folder(folder / "student") as place:
         process.student.save(place)
+    details.write_predictions(folder, process, student, done["control"])
     write_run(folder, settings, results)
     checkpoints.finish()
     print_table(results, process, ("joint", "oracle"))
