@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,8 +136,10 @@ class Prepared:
         teachers = [t.fingerprint for t in self.teachers]
         return digest(self.task.fingerprint, teachers, self.encoder.fingerprint, *calibrated)
 
-    def teacher_scores(self) -> list[dict[str, Any]]:
-        """Metrics of every teacher, and last of their averaged probabilities (`ensemble`), on train, dev and the tests.
+    def teacher_scores(self, roles: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Metrics of every teacher, and last of their averaged probabilities (`ensemble`), on `roles`.
+
+        By default these are train, dev and the tests.
 
         Train is what the student learns from. Where it is far above dev, the teachers are over-confident on it (see
         `teachers.folds`). Each row counts the labelled instances that its teacher answers. It is None where there are
@@ -147,7 +149,7 @@ class Prepared:
         for row, fitted in zip(rows, self.calibration, strict=False):
             row |= fitted.facts()
         rows.append({"name": "ensemble"})
-        for role in ("train", "dev", *self.task.tests):
+        for role in roles or ("train", "dev", *self.task.tests):
             split = self.task.splits[role]
             known = np.flatnonzero(split.labelled)
             started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,4 +88,47 @@ def selection_by_class(process: Distillation, run: Outcome) -> dict[str, Any]:
         met = (labels == c) & (last >= 0).all(1)
         if met.any():
             out[name] = {"count": int(met.sum()), "rate": last[met].mean(0, dtype=np.float64).tolist()}
+    return out
+
+
+# --- over seeds -------------------------------------------------------------------------------------------------------
+
+
+def pooled(results: Sequence[Mapping[str, Any]], test: str) -> dict[str, Any]:
+    """The `details` of each agent on one test split, over all its seeds; agents whose cells have none are left out.
+
+    Numbers of instances are summed. Precision, recall and F1 are means over the seeds.
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        if "details" in result:  # cells of earlier versions have none
+            found.setdefault(result["agent"], []).append(result["details"][test])
+    return {agent: _over_seeds(seeds) for agent, seeds in found.items()}
+
+
+def _over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "labels": seeds[0]["labels"],
+        "confusion": np.sum([s["confusion"] for s in seeds], 0).tolist(),
+        "classes": [
+            {"label": rows[0]["label"], **_mean_scores(rows), "count": sum(r["count"] for r in rows)}
+            for rows in zip(*(s["classes"] for s in seeds), strict=True)
+        ],
+        "macro": _mean_scores([s["macro"] for s in seeds]),
+        "reliability": _one_curve([row for s in seeds for row in s["reliability"]]),
+    }
+
+
+def _mean_scores(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([row[key] for row in rows])) for key in ("precision", "recall", "f1")}
+
+
+def _one_curve(bins: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """One reliability curve from the bins of several: bins with the same edges are joined, weighted by their counts."""
+    out = []
+    for low, high in sorted({(b["low"], b["high"]) for b in bins}):
+        same = [b for b in bins if b["low"] == low]
+        counts = [b["count"] for b in same]
+        means = {key: float(np.average([b[key] for b in same], weights=counts)) for key in ("confidence", "accuracy")}
+        out.append({"low": low, "high": high, "count": sum(counts), **means})
     return out
