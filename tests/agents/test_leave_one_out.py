@@ -35,7 +35,7 @@ def done(tiny_config, tiny_overrides, tmp_path_factory):
     hydra = SimpleNamespace(overrides=SimpleNamespace(task=[]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "HydraConfig", SimpleNamespace(get=lambda: hydra))
-        patch.setattr(launch, "config_dir", lambda: [])
+        patch.setattr(launch, "config_dir", list)
         return kept, results, compare.compared(kept, results, {})
 
 
@@ -88,9 +88,7 @@ def test_what_a_teacher_adds_is_a_paired_difference(done, capsys):
         assert row["difference_accuracy"]["mean"] == pytest.approx(gain)
         assert row["difference_accuracy"]["interval"] is None, "one seed"
     # Two seeds: the interval is that of the paired differences.
-    more = [
-        {**r, "seed": 1, "test": {k: v + 0.1 * (r is full) for k, v in r["test"].items()}} for r in (full, *rest)
-    ]
+    more = [{**r, "seed": 1, "test": {k: v + 0.1 * (r is full) for k, v in r["test"].items()}} for r in (full, *rest)]
     first = teachers.left_out_teachers([full, *rest, *more], "test")[0]
     ours, theirs = ([r["test"]["accuracy"] for r in pair] for pair in ((full, more[0]), (rest[0], more[1])))
     assert first["difference_accuracy"]["interval"] == pytest.approx(
@@ -112,7 +110,7 @@ def test_the_teachers_own_scores_are_in_the_comparison(done, prepared, capsys):
 
 
 def test_selection_by_class_and_teacher(done):
-    cells, results, comparison = done
+    cells, _, comparison = done
     row = next(r for r in comparison["tables"]["test"] if r["agent"].startswith("without:film"))
     cell = next(c for c in cells if c.entry == row["agent"])
     labels = Prepared.of(cell.settings).task.splits["train"].labels
