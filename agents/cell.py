@@ -27,6 +27,7 @@ from agents.experiment.checkpoints import Checkpoints
 from agents.experiment.grid import CHOICES, RESULT, Cell, words_of
 from agents.experiment.heap import return_large_blocks
 from agents.experiment.interrupts import Interrupted, stop
+from agents.experiment.sizes import sizes
 from agents.rules import RULES, find_rule, make_rule
 from distill import cache, preflight
 from distill.checks import UserError, one_of
@@ -154,6 +155,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     }
     if cell.name == "control":  # once a seed is enough
         result["preflight"] = preflight.facts_of(process.prepared)
+        result["cost"]["models"] = sizes(process)
         result["teacher_scores"] = process.prepared.teacher_scores(("dev", *process.task.tests))
     details.write_predictions(folder, process, done)
     _write_choices(core, done, folder)

@@ -162,6 +162,7 @@ def compared(cells: Sequence[Cell], results: Sequence[dict[str, Any]], errors: d
         "details": {test: details.pooled(results, test) for test in first["tests"]},
         # Cells of earlier versions do not hold the teachers' scores.
         "teacher_scores": next((r["teacher_scores"] for r in results if r.get("teacher_scores")), None),
+        "models": next((r["cost"]["models"] for r in results if "models" in r["cost"]), None),
         "preflight": next((r["preflight"] for r in results if r.get("preflight")), None),
         "failed": errors,
         "cells": [{k: r[k] for k in r if k not in left_out} for r in results],

@@ -130,9 +130,9 @@ def to_remove(found: Sequence[Entry], now: float, older_than: float | None, keep
     """
     old = [e for e in found if older_than is not None and now - e.used > older_than]
     rest = [e for e in found if e not in old]
-    total = sum(e.size for e in rest)
-    for entry in rest if keep is not None else ():
-        if total > keep:
+    total, most = sum(e.size for e in rest), float("inf") if keep is None else keep
+    for entry in rest:
+        if total > most:
             old.append(entry)
             total -= entry.size
     return old

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from agents.experiment import details
 from agents.experiment.checkpoints import Checkpoints, Stage, report
 from agents.experiment.launch import reproduce_line, run_folder
+from agents.experiment.sizes import sizes
 from distill import preflight
 from distill.cache import whole_folder, write_json, write_whole
 from distill.losses import label_loss
@@ -364,6 +365,7 @@ def conclude(
         "whole_job": whole / done["control"].seconds,
         "examples_per_s": steps * core.batch_size / learnt.step_seconds if learnt.step_seconds else None,
         "floor_examples_per_s": floor_examples_per_s(process, seed),
+        "models": sizes(process),
     }
     results["preflight"] = preflight.facts_of(process.prepared)
     results["reproduce"] = reproduce_line(script, keys_changing("nothing"))
