@@ -52,12 +52,13 @@ def print_left_out(rows: Sequence[Mapping[str, Any]], metric: str) -> None:
 
 
 def print_teachers(comparison: Mapping[str, Any]) -> None:
-    """Print the teachers and their average: their own scores, and how often each agent that chooses uses them."""
+    """Print the teachers and their average: their own scores, and how often each learnt agent with all of them uses them."""
     scores = comparison.get("teacher_scores")
     if not scores:
         return
     tests, metric = comparison["tests"], comparison["metric"]
-    choosing = [row for row in comparison["tables"][tests[0]] if len(set(row["rate"])) > 1 or row["learnt"]]
+    rows = comparison["tables"][tests[0]]
+    choosing = [row for row in rows if row["learnt"] and not row["agent"].startswith(WITHOUT)]
     table = Table(title="the teachers, and how often each is chosen", title_justify="left")
     table.add_column("teacher")
     for role in ("dev", *tests):
