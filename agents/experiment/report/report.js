@@ -211,8 +211,8 @@ const legendOnly = (place, f) => {
   if (f.groups.length < 2) return;
   const box = make("div", undefined, {class: "legend"});
   f.groups.forEach((name, i) => {
-    const item = make("span", undefined, {class: "chip"}), line = make("i");
-    line.style.cssText = `display:inline-block;border-top:3px solid ${colour(i)};vertical-align:middle;margin-right:6px`;
+    const item = make("span", undefined, {class: "key"}), line = make("i");
+    line.style.borderTop = `3px solid ${colour(i)}`;
     item.append(line, make("span", name)); box.append(item);
   });
   place.append(box);
