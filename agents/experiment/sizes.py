@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from distill.checks import UserError
 from distill.process import Distillation
 from distill.student import Student
 from distill.teachers.checkpoint import ModelTeacher
@@ -34,7 +36,8 @@ def sizes(process: Distillation) -> list[dict[str, Any]]:
         if isinstance(teacher, ModelTeacher):
             facts |= _stored(teacher.folder)
             if 0 < (facts["bytes"] or 0) <= LARGEST:
-                facts["ms"] = _latency(teacher.load(), texts)
+                with suppress(UserError):  # its outputs are stored: a run does not fail where it cannot be loaded
+                    facts["ms"] = _latency(teacher.load(), texts)
                 teacher.release()
         out.append({"name": teacher.name, **facts})
     return out
