@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,11 +22,12 @@ import torch
 
 import configs
 from agents import reinforce
-from agents.experiment import advice, runs
+from agents.experiment import advice, details, runs
 from agents.experiment.checkpoints import Checkpoints
 from agents.experiment.grid import CHOICES, RESULT, Cell, words_of
 from agents.experiment.heap import return_large_blocks
 from agents.experiment.interrupts import Interrupted, stop
+from agents.experiment.sizes import sizes
 from agents.rules import RULES, find_rule, make_rule
 from distill import cache, preflight
 from distill.checks import UserError, one_of
@@ -37,6 +38,7 @@ from envs.credit import with_credit
 
 Learn = Callable[[RunSettings, Path, Checkpoints | None], tuple[Core, runs.Learnt]]
 LEARNERS = ("reinforce", *SB3_DEFAULTS)
+DEFAULT = "reinforce"  # the agent of `leave_one_out` and of `without:TEACHER`
 EXPLORED = 400  # training instances kept for the report's explorer
 
 
@@ -47,8 +49,11 @@ def entry_settings(entry: str, base: Sequence[str]) -> RunSettings:
         UserError: before anything runs, for an unknown agent, a wrong setting or a missing package.
     """
     name, *more = words_of(entry)
+    kind, _, teacher = name.partition(":")
+    if kind == "without":
+        return _without(teacher, entry_settings(" ".join([DEFAULT, *more]), base))
     if ":" not in name:  # else one teacher alone, or an import path
-        one_of(name, (*RULES, "single", *LEARNERS), "agents: entry")
+        one_of(name, (*RULES, "single", "leave_one_out", *LEARNERS), "agents: entry")
     if name not in LEARNERS:
         settings = _composed([*base, *more])
         find_rule(name, _teachers(settings))  # reports an unknown one
@@ -58,6 +63,21 @@ def entry_settings(entry: str, base: Sequence[str]) -> RunSettings:
         return with_credit(settings, preferred="counterfactual")
     _sb3().algorithm(name)  # reports a missing package
     return with_credit(settings, preferred="influence")
+
+
+def _without(teacher: str, settings: RunSettings) -> RunSettings:
+    """The settings with one teacher of the pool left out; `UserError` for a teacher that the pool does not have."""
+    one_of(teacher, _teachers(settings), "without: teacher")
+    pool = [spec for spec in settings.teachers.pool if spec.name != teacher]
+    if not pool:
+        raise UserError(f"without:{teacher} leaves no teacher; the pool needs at least two")
+    return replace(settings, teachers=replace(settings.teachers, pool=pool))
+
+
+def agent_of(entry: str) -> str:
+    """The rule or agent of an entry: its first word, or the default agent for `without:TEACHER`."""
+    name = words_of(entry)[0]
+    return DEFAULT if name.startswith("without:") else name
 
 
 def _composed(overrides: Sequence[str]) -> RunSettings:
@@ -76,7 +96,7 @@ def _sb3() -> ModuleType:
 
 def identity(entry: str, settings: RunSettings) -> dict[str, Any]:
     """The settings that the result of an entry depends on. Settings that only agents read make no other cell of a rule."""
-    name = entry.split()[0]
+    name = agent_of(entry)
     if name in LEARNERS:
         return settings.identity("cell")
     return settings.identity("cell", sections=("budget", *find_rule(name, _teachers(settings)).reads))
@@ -95,15 +115,15 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     checkpoints = Checkpoints(folder, settings, resume=True)
-    learnt, rule_labels = None, ""
-    if cell.name in LEARNERS:
-        learn: Learn = reinforce.learn if cell.name == "reinforce" else _sb3().learn
+    learnt, rule_labels, agent = None, "", agent_of(cell.entry)
+    if agent in LEARNERS:
+        learn: Learn = reinforce.learn if agent == "reinforce" else _sb3().learn
         core, learnt = learn(settings, folder, checkpoints)
         rule: runs.Rule = learnt.rule
     else:
         core = Core(settings)
         checkpoints.attach(core.process)
-        own = make_rule(cell.name, core, cell.seed)
+        own = make_rule(agent, core, cell.seed)
         rule, rule_labels = own, own.labels
     process = core.process
     final = None if learnt is None else learnt.final
@@ -118,7 +138,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "labels": runs.labels_used("reward" if learnt is not None else rule_labels, settings.teachers),
         "seed": cell.seed,
         **runs.scores_of(done),
-        "selection": done.selected.summary(),
+        "selection": done.selected.summary() | {"by_class": details.selection_by_class(process, done)},
+        "details": details.by_test(process, done),
         "curve": done.curve,
         "selection_curve": done.selected.curve(),
         "joint_curve": [] if learnt is None else learnt.curve,
@@ -136,11 +157,14 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     result["warnings"] = advice.of_student(process, done.dev, done.best_step, done.curve)
     if cell.name == "control":  # once a seed is enough
         result["preflight"] = preflight.facts_of(process.prepared)
-        result["warnings"] += advice.of_teachers(process, result, process.prepared.teacher_scores())
+        result["cost"]["models"] = sizes(process)
+        result["teacher_scores"] = process.prepared.teacher_scores(("dev", *process.task.tests))
+        result["warnings"] += advice.of_teachers(process, result, result["teacher_scores"])
     if learnt is not None and (line := advice.chose_all(advice.equals_all(process, done.selected.last))):
         result["warnings"].append(line)
+    details.write_predictions(folder, process, done)
     _write_choices(core, done, folder)
-    files = {CHOICES: cache.file_sha256(folder / CHOICES)}
+    files = {name: cache.file_sha256(folder / name) for name in (CHOICES, details.PREDICTIONS)}
     cache.write_json(folder / RESULT, cache.sealed(result | {"files": files}))
     checkpoints.remove()
     return result

@@ -21,12 +21,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from agents.cell import entry_settings, identity
-from agents.experiment import advice, runs
+from agents.cell import DEFAULT, entry_settings, identity
+from agents.experiment import advice, details, runs
 from agents.experiment.grid import FORMAT, Cell, cores, run_grid
 from agents.experiment.launch import config_dir, job_title, launch, reproduce_line, run_folder
 from agents.experiment.report import page
 from agents.experiment.tables import against_baselines, print_against, print_rows, summarise, write_csv
+from agents.experiment.teachers import left_out_teachers, print_left_out, print_teachers
 from distill import cache, parallel
 from distill.checks import UserError, expand
 from distill.data.load import load_task
@@ -81,14 +82,25 @@ def _line(entry: str, seed: int, base: Sequence[str], threads: int | None) -> st
 
 
 def _entries(agents: Sequence[str], run: RunSettings) -> list[str]:
-    """The entries, `control` first, with `single` as one entry for each teacher."""
+    """The entries, `control` first. `single` and `leave_one_out` stand for one entry for each teacher."""
     entries: list[str] = []
     for entry in ["control", *agents]:
         if not entry.split():
             raise UserError("agents holds an empty entry")
-        single = [f"single:{t.name}" for t in run.teachers.pool] if entry.split()[0] == "single" else [entry]
-        entries += [e for e in single if e not in entries]
+        entries += [e for e in _expanded(entry, [t.name for t in run.teachers.pool]) if e not in entries]
     return entries
+
+
+def _expanded(entry: str, teachers: Sequence[str]) -> list[str]:
+    """The entries that `entry` stands for. `leave_one_out` is the default agent, and the same without each teacher."""
+    name = entry.split()[0]
+    if name == "single":
+        return [f"single:{teacher}" for teacher in teachers]
+    if name != "leave_one_out":
+        return [entry]
+    if len(teachers) < 2:
+        raise UserError(f"agents: leave_one_out needs at least two teachers, the pool has {len(teachers)}")
+    return [entry.replace(name, agent, 1) for agent in (DEFAULT, *(f"without:{teacher}" for teacher in teachers))]
 
 
 def _paths(run: RunSettings) -> list[str]:
@@ -120,6 +132,8 @@ def run(config: dict[str, Any]) -> None:
             rows, f"{comparison['task']}, {test}, {seeds} seeds: paired differences to all teachers{job_title()}"
         )
         print_against(comparison["against"][test], comparison["metric"])
+        print_left_out(comparison["leave_one_out"][test], comparison["metric"])
+    print_teachers(comparison)
     runs.print_check(comparison["preflight"])
     advice.show(comparison["warnings"])
     cache.write_json(folder / "comparison.json", comparison)
@@ -135,15 +149,23 @@ def run(config: dict[str, Any]) -> None:
 
 def compared(cells: Sequence[Cell], results: Sequence[dict[str, Any]], errors: dict[str, str]) -> dict[str, Any]:
     """The content of comparison.json."""
-    first = results[0]
+    first = max(results, key=lambda result: len(result["teachers"]))  # of the full pool, if one of those has finished
     shared = ("task", "metric", "tests", "data", "teachers", "device", "threads", "amp", "fast")
-    left_out = ("preflight", "warnings", "tests", "teachers", "data", "curve", "selection_curve", "joint_curve")
+    left_out = (
+        *("preflight", "teacher_scores", "warnings", "tests", "data", "details"),
+        *("curve", "selection_curve", "joint_curve"),
+    )
     return {
         "schema": runs.SCHEMA,
         **{key: first[key] for key in shared},
         "seeds": sorted({c.seed for c in cells}),
         "tables": {test: summarise(results, test) for test in first["tests"]},
         "against": {test: against_baselines(results, test) for test in first["tests"]},
+        "leave_one_out": {test: left_out_teachers(results, test) for test in first["tests"]},
+        "details": {test: details.pooled(results, test) for test in first["tests"]},
+        # Cells of earlier versions do not hold the teachers' scores.
+        "teacher_scores": next((r["teacher_scores"] for r in results if r.get("teacher_scores")), None),
+        "models": next((r["cost"]["models"] for r in results if "models" in r["cost"]), None),
         "preflight": next((r["preflight"] for r in results if r.get("preflight")), None),
         "warnings": advice.of_cells(results),
         "failed": errors,

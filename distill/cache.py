@@ -1,8 +1,12 @@
-"""Cache entries: folders that appear whole or not at all, carry a manifest, and are built by one process at a time."""
+"""Cache entries: folders that appear whole or not at all, carry a manifest, and are built by one process at a time.
+
+`python -m distill.cache list|prune` lists the entries and removes old ones (see `distill.prune`).
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -10,8 +14,9 @@ import os
 import re
 import shutil
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +258,7 @@ def entry(
         with writing(folder.parent, "set TEACHER_SELECT_HOME to a writable place"), lock:
             if missing(folder):
                 _build(folder, facts, build, checked_later)
+                keep(folder)
         parallel.wait()
     manifest = read_manifest(folder)
     for key, value in facts.items():
@@ -264,8 +270,63 @@ def entry(
 
 
 def missing(folder: Path) -> bool:
-    """Whether an entry must be built. The first process decides for all."""
-    return bool(parallel.from_first(np.array([not (folder / MANIFEST).is_file()], np.int8))[0])
+    """Whether an entry must be built. The first process decides for all. One that exists is kept by `keep`."""
+    return bool(parallel.from_first(np.array([not keep(folder)], np.int8))[0])
+
+
+# --- entries in use ---------------------------------------------------------------------------------------------------
+
+HELD = 128  # entries at most that a process keeps, so that it does not run out of open files
+_held: OrderedDict[Path, int] = OrderedDict()  # the open manifest of each entry that this process uses
+
+
+def keep(folder: Path) -> bool:
+    """Keep the entry from being removed by `distill.prune` for as long as this process runs, and note that it is used.
+
+    The process holds a shared lock on the manifest: nothing is written. The time of the last use is the folder's time.
+
+    Returns:
+        Whether the entry exists.
+    """
+    path = folder / MANIFEST
+    try:
+        if folder in _held and is_same_file(_held[folder], path):
+            _held.move_to_end(folder)
+            return True
+        opened = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:  # whoever reads it reports it
+        return path.is_file()
+    with suppress(OSError):  # a disk without locks
+        fcntl.flock(opened, fcntl.LOCK_SH)
+    if not is_same_file(opened, path):  # it was removed meanwhile
+        os.close(opened)
+        return False
+    release(folder)
+    _held[folder] = opened
+    while len(_held) > HELD:
+        os.close(_held.popitem(last=False)[1])
+    with suppress(OSError):  # a read-only cache
+        os.utime(folder)
+    return True
+
+
+def is_same_file(opened: int, path: Path) -> bool:
+    """Whether the open file is the one at the path."""
+    try:
+        return os.path.samestat(os.fstat(opened), path.stat())
+    except OSError:
+        return False
+
+
+def release(folder: Path) -> None:
+    """End what `keep` began."""
+    if folder in _held:
+        os.close(_held.pop(folder))
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
 
 
 def _build(
@@ -288,3 +349,9 @@ def _build(
                 os.fsync(file.fileno())
         manifest = {**facts, **more, "files": files, **({"sizes": sizes} if sizes else {})}
         write_json(temporary / MANIFEST, sealed(manifest))
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("distill.prune", run_name="__main__")

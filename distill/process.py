@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,8 +136,10 @@ class Prepared:
         teachers = [t.fingerprint for t in self.teachers]
         return digest(self.task.fingerprint, teachers, self.encoder.fingerprint, *calibrated)
 
-    def teacher_scores(self) -> list[dict[str, Any]]:
-        """Metrics of every teacher, and last of their averaged probabilities (`ensemble`), on train, dev and the tests.
+    def teacher_scores(self, roles: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Metrics of every teacher, and last of their averaged probabilities (`ensemble`), on `roles`.
+
+        By default these are train, dev and the tests.
 
         Train is what the student learns from. Where it is far above dev, the teachers are over-confident on it (see
         `teachers.folds`). Each row counts the labelled instances that its teacher answers. It is None where there are
@@ -147,7 +149,7 @@ class Prepared:
         for row, fitted in zip(rows, self.calibration, strict=False):
             row |= fitted.facts()
         rows.append({"name": "ensemble"})
-        for role in ("train", "dev", *self.task.tests):
+        for role in roles or ("train", "dev", *self.task.tests):
             split = self.task.splits[role]
             known = np.flatnonzero(split.labelled)
             started = time.perf_counter()
@@ -454,10 +456,14 @@ class Distillation:
 
     def evaluate(self, role: str) -> dict[str, float]:
         """The student's metrics on a whole split (not train); `NotFinite` when its logits are not finite."""
-        split = self.task.splits[role].require("reward", "dev", "test")
+        return self.task.scores(self.predict(role), self.task.splits[role].labels)
+
+    def predict(self, role: str) -> np.ndarray:
+        """The student's logits on a whole split (not train), float32 `[N,C]`; `NotFinite` when they are not finite."""
+        self.task.splits[role].require("reward", "dev", "test")
         logits = self.student.predict(self.tokens(role)).numpy()
         self.student.check_finite(float(logits.sum(dtype=np.float64)))
-        return self.task.scores(logits, split.labels)
+        return logits
 
     # --- state ------------------------------------------------------------------------------------------------------
 

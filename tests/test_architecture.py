@@ -28,6 +28,7 @@ ORDER = {
         ("distill", "distill.checks"),
         ("distill.settings", "distill.parallel", "distill.progress"),
         ("distill.state", "distill.cache", "distill.hub"),
+        ("distill.prune",),
         ("distill.data",),
         ("distill.losses", "distill.models"),
         ("distill.student",),

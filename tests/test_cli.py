@@ -145,6 +145,15 @@ def second(first, home_of_runs) -> Result:
 
 METRICS = {"accuracy": float, "loss": float}
 TRAINED = {"dev": METRICS, "test": METRICS}
+DETAILS = {
+    "test": {
+        "labels": [str],
+        "confusion": [[int]],
+        "classes": [{"label": str, "precision": float, "recall": float, "f1": float, "count": int}],
+        "macro": {"precision": float, "recall": float, "f1": float},
+        "reliability": [{"low": float, "high": float, "count": int, "confidence": float, "accuracy": float}],
+    }
+}
 SCHEMA: dict[str, Any] = {
     "schema": int,
     "task": str,
@@ -161,6 +170,7 @@ SCHEMA: dict[str, Any] = {
     "control": TRAINED,
     "student": TRAINED,
     "selection": {"rate": [float], "mean_size": float, "empty": float},
+    "details": {"student": DETAILS, "control": DETAILS},
     "cost": {
         **dict.fromkeys(("teacher_fit_s", "signals_s", "warm_start_s", "train_s"), float),
         "student_steps": int,
@@ -204,6 +214,41 @@ def test_results_follow_the_schema(first):
     assert cost["examples_per_s"] >= 12 * 8 / cost["train_s"]  # the steps alone take less than the training
     assert cost["whole_job_s"] >= cost["train_s"]
     assert cost["whole_job"] > 1  # joint training, and then the fixed policy's run
+
+
+def test_predictions_of_every_test_instance(first):
+    """The file, the matrix, the curve and the scores agree; the shipped student predicts the same."""
+    import pandas as pd
+    from omegaconf import OmegaConf
+    from transformers import pipeline
+
+    from distill.data.load import load_task
+    from distill.settings import RunSettings
+
+    found, results = pd.read_parquet(first.folder / "predictions.parquet"), first.results
+    labels = results["data"]["labels"]
+    probabilities = [f"probability_{name}" for name in labels]
+    assert list(found.columns) == ["split", "id", "label", "predicted", "control", *probabilities]
+    assert (len(found), found["id"].nunique(), set(found["split"])) == (80, 80, {"test"})
+    probs = found[probabilities].to_numpy()
+    assert probs.sum(1) == pytest.approx(1)
+    assert (found["predicted"] == np.array(labels)[probs.argmax(1)]).all()
+    for who, column in (("student", "predicted"), ("control", "control")):
+        right = float((found[column] == found["label"]).mean())
+        details = results["details"][who]["test"]
+        assert right == pytest.approx(results[who]["test"]["accuracy"])
+        assert np.trace(details["confusion"]) / 80 == pytest.approx(right)
+        gaps = [bin["count"] * abs(bin["confidence"] - bin["accuracy"]) for bin in details["reliability"]]
+        assert sum(gaps) / 80 == pytest.approx(results[who]["test"]["ece"])
+    by_class = results["selection"]["by_class"]
+    assert list(by_class) == labels
+    assert all(len(row["rate"]) == 4 and row["count"] for row in by_class.values())
+    settings = RunSettings.from_config(OmegaConf.to_container(OmegaConf.load(first.folder / "config.yaml")))
+    test = load_task(settings.task, settings.data_dir).splits["test"]
+    assert found["id"].tolist() == test.ids.tolist()
+    told = pipeline("text-classification", str(first.folder / "student"), device="cpu")([t[0] for t in test.texts[:8]])
+    assert [row["label"] for row in told] == found["predicted"][:8].tolist()
+    assert [row["score"] for row in told] == pytest.approx(probs[:8].max(1).tolist(), abs=1e-5)
 
 
 def test_the_table_is_printed(first):

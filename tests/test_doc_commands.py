@@ -123,7 +123,7 @@ def small(line: str, tiny: list[str], folder: Path) -> list[str]:
             "tables": [*words, "--check"],
             "teachers": [*words, *tiny, "threads=1", *out],
         }[name]
-    if words[-1] == "--help":
+    if words[-1] == "--help" or words[1:3] == ["-m", "distill.cache"]:
         return words
     learns = any(w.startswith("agent=") or w == "agents/reinforce.py" for w in words)
     more = ["agent.episodes=1"] if learns else []

@@ -21,9 +21,10 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.experiment import advice
+from agents.experiment import advice, details
 from agents.experiment.checkpoints import Checkpoints, Stage, report
 from agents.experiment.launch import job_title, reproduce_line, run_folder
+from agents.experiment.sizes import sizes
 from distill import preflight
 from distill.cache import whole_folder, write_json, write_whole
 from distill.losses import label_loss
@@ -123,6 +124,12 @@ class Run:
     weights: list[Tensor]
     seconds: float = 0.0
     curve: list[dict[str, Any]] = field(default_factory=list)  # step and dev metrics of every evaluation
+    logits: dict[str, np.ndarray] = field(default_factory=dict)  # [N,C] on each test split, float32
+
+    @property
+    def choices(self) -> np.ndarray:
+        """The latest actions `[N,K]` for the training instances; -1 where an instance was never seen."""
+        return self.selected.last
 
 
 class Selected(Stateful):
@@ -179,8 +186,9 @@ def tested(process: Distillation, best: Best, selected: Selected, seconds: float
 
 def last(process: Distillation, best: Best, selected: Selected, seconds: float) -> Run:
     """The student as it is as a run: evaluated once on test."""
-    tests = {t: process.evaluate(t) for t in process.task.tests}
-    return Run(best.dev, tests, best.step, selected, process.student.weights(), seconds, best.curve)
+    logits = {t: process.predict(t) for t in process.task.tests}
+    tests = {t: process.task.scores(values, process.task.splits[t].labels) for t, values in logits.items()}
+    return Run(best.dev, tests, best.step, selected, process.student.weights(), seconds, best.curve, logits)
 
 
 class Best(Stateful):
@@ -350,7 +358,11 @@ def conclude(
     results |= {name: scores_of(outcome) for name, outcome in done.items()}
     student = done["student"]
     share = advice.equals_all(process, student.selected.last)
-    results["selection"] = student.selected.summary() | {"equals_all": share}
+    results["selection"] = student.selected.summary() | {
+        "equals_all": share,
+        "by_class": details.selection_by_class(process, student),
+    }
+    results["details"] = {name: details.by_test(process, done[name]) for name in ("student", "control")}
     whole = learnt.seconds + (0.0 if learnt.final else student.seconds)
     results["cost"] = {
         "teacher_fit_s": process.prepared.teacher_fit_s,
@@ -362,6 +374,7 @@ def conclude(
         "whole_job": whole / done["control"].seconds,
         "examples_per_s": learnt.steps * core.batch_size / learnt.step_seconds if learnt.step_seconds else None,
         "floor_examples_per_s": floor_examples_per_s(process, seed),
+        "models": sizes(process),
     }
     results["preflight"] = preflight.facts_of(process.prepared)
     policy = advice.chose_all(share, results["cost"]["whole_job"])
@@ -374,6 +387,7 @@ def conclude(
     process.student.restore(student.weights)
     with whole_folder(folder / "student") as place:
         process.student.save(place)
+    details.write_predictions(folder, process, student, done["control"])
     write_run(folder, settings, results)
     checkpoints.finish()
     print_table(results, process, ("joint", "oracle"))

@@ -49,7 +49,7 @@ def summarise(results: Sequence[Mapping[str, Any]], test: str) -> list[dict[str,
         row = _row(agent, cells, test, metric)
         shared = [seed for seed in cells if seed in control]
         if agent != "control" and shared:
-            row |= _compare([cells[s][test] for s in shared], [control[s][test] for s in shared], metric)
+            row |= compare_pairs([cells[s][test] for s in shared], [control[s][test] for s in shared], metric)
         if shared:
             row["whole_job"] = float(np.mean([_seconds(cells[s]) / _seconds(control[s]) for s in shared]))
         rows.append(row)
@@ -78,7 +78,7 @@ def against_baselines(results: Sequence[Mapping[str, Any]], test: str) -> list[d
             shared = [s for s in cells if s in by_agent[baseline]]
             if shared:
                 ours, theirs = ([side[s][test] for s in shared] for side in (cells, by_agent[baseline]))
-                pair = _compare(ours, theirs, metric)
+                pair = compare_pairs(ours, theirs, metric)
                 out.append({"agent": agent, "baseline": baseline, "seeds": shared, **pair})
     return out
 
@@ -107,14 +107,24 @@ def _row(agent: str, cells: Cells, test: str, metric: str) -> dict[str, Any]:
         "interval": stats.bootstrap([values]),
         **{f"mean_{name}": float(np.mean([c[test][name] for c in group])) for name in group[0][test]},
         "mean_size": float(np.mean([c["selection"]["mean_size"] for c in group])),
+        "teachers": group[0].get("teachers"),
         "rate": np.mean([c["selection"]["rate"] for c in group], 0).tolist(),
+        "rate_by_class": _by_class([c["selection"].get("by_class", {}) for c in group]),
         "labels": group[0].get("labels", ""),
         "train_s": float(np.mean([c["cost"]["train_s"] for c in group])),
         "follow_s": float(np.mean([c["cost"]["follow_s"] for c in group])),
     }
 
 
-def _compare(ours: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+def _by_class(selections: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """How often each teacher is chosen for each class: the mean over the seeds that met the class."""
+    labels = dict.fromkeys(label for found in selections for label in found)
+    return {label: np.mean([s[label]["rate"] for s in selections if label in s], 0).tolist() for label in labels}
+
+
+def compare_pairs(
+    ours: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str, Any]], metric: str
+) -> dict[str, Any]:
     """Paired differences to the control: the scores of one test at the same seeds, in the same order."""
 
     def of(scores: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:

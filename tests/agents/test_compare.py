@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from compare_helpers import AGENTS, ROOT, command
 
@@ -142,6 +143,10 @@ def test_a_grid_writes_table_and_cells(grid):
     one = np.load(next(cells.glob("reinforce*/choices.npz")), allow_pickle=False)
     assert one["before"].shape == one["after"].shape == (len(one["rows"]), 2)
     assert (run / "comparison.csv").is_file()
+    for path in cells.glob("*/result.json"):  # every cell keeps the predictions of its own student
+        result, told = json.loads(path.read_text()), pd.read_parquet(path.parent / "predictions.parquet")
+        assert (told["predicted"] == told["label"]).mean() == pytest.approx(result["test"]["accuracy"])
+        assert np.trace(result["details"]["test"]["confusion"]) / len(told) == pytest.approx(result["test"]["accuracy"])
 
 
 def run_again(cell: dict[str, Any], folder: Path, *more: str) -> dict[str, Any]:

@@ -52,14 +52,14 @@ def cell(
 
 def test_a_cell_is_found_as_it_was_written(cell: Cell) -> None:
     folder = Path(cell.folder)
-    assert sorted(p.name for p in folder.iterdir()) == ["choices.npz", "result.json"]
+    assert sorted(p.name for p in folder.iterdir()) == ["choices.npz", "predictions.parquet", "result.json"]
     written = json.loads((folder / "result.json").read_text())
     found = finished(cell)
     assert found is not None
     assert found == {key: written[key] for key in written if key not in (SEAL, "files")}
 
 
-@pytest.mark.parametrize("name", ["result.json", "choices.npz"])
+@pytest.mark.parametrize("name", ["result.json", "choices.npz", "predictions.parquet"])
 @hypothesis.given(cut=st.booleans(), place=st.integers(0, 10**9), mask=st.integers(1, 255))
 def test_a_damaged_cell_is_never_used(cell: Cell, name: str, cut: bool, place: int, mask: int) -> None:
     """After a flipped byte or a cut: an error before anything runs, unless (white space, the seal's name) no fact changed."""

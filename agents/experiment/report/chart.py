@@ -17,8 +17,8 @@ class Chart:
         name: file name without ending.
         title: heading.
         note: one or two sentences on how to read it.
-        kind: `forest` (the columns `mean`, `low` and `high` for each `y`), `lines`, `bars`, or `stack` (horizontal bars
-            that are added up).
+        kind: `forest` (the columns `mean`, `low` and `high` for each `y`), `lines`, `bars`, `stack` (horizontal bars
+            that are added up), or `matrix` (the column `share` for each `x` and `y`, and the `count` behind it).
         frame: the table.
         x: column of the horizontal axis.
         y: column of the vertical axis.
@@ -27,6 +27,8 @@ class Chart:
         x_title: label of the horizontal axis.
         y_title: label of the vertical axis.
         shown: groups that the page draws at first, the others after a click on the legend; None: all.
+        diagonal: whether a line is drawn where both axes are equal, over the whole range from 0 to 1.
+        section: part of the page that it belongs to.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Chart:
     x_title: str = ""
     y_title: str = ""
     shown: frozenset[str] | None = None
+    diagonal: bool = False
+    section: str = "figures"
 
     def parts(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """The pictures: the whole table under the name `""`, or each agent's part of it under the agent's name."""

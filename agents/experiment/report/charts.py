@@ -40,9 +40,11 @@ def charts(
     found: list[Chart | None] = [
         differences(comparison, test, name) for test in comparison["tests"] for name in (metric, "loss")
     ]
-    found += [student_curve(results, metric), training_gain(results), selection_over_time(results, choices, names)]
+    found += [student_curve(results, metric), training_gain(results), selection_over_time(results, choices)]
     if choices:
         found += [selection(cut, choices, names) for cut in cuts(prepared, len(names))]
+    for test in comparison["tests"]:
+        found += [reliability(comparison, test, _shown(results)), confusion(comparison, test)]
     found.append(cost(comparison))
     return [chart for chart in found if chart is not None]
 
@@ -62,10 +64,11 @@ def differences(comparison: Mapping[str, Any], test: str, name: str) -> Chart | 
     if not rows:
         return None
     title = f"{name.capitalize()} compared with all teachers"
-    title += f" ({test})" if len(comparison["tests"]) > 1 else ""
+    title += _of(comparison, test)
     note = (
         "Dots: the mean difference to the control, which learns from all teachers. Bars: 95 % intervals, the range in "
-        f"which the true difference probably lies. Further {better} is better. A bar that crosses zero shows no difference."
+        f"which the true difference probably lies. Further {better} is better. A bar that crosses zero shows no "
+        "difference; it is grey, as is a single seed."
     )
     frame = pd.DataFrame(rows).sort_values("mean", ascending=not is_loss, kind="stable")
     x_title = f"difference to the control, {unit}"
@@ -131,7 +134,8 @@ def training_gain(results: Sequence[Mapping[str, Any]]) -> Chart | None:
 
 def _shown(results: Sequence[Mapping[str, Any]]) -> frozenset[str]:
     """Agents whose curves are drawn at first; all of them together would be hard to read."""
-    return frozenset({*REFERENCES, *(short(r["agent"]) for r in results if is_learnt(r))})
+    learnt = (short(r["agent"]) for r in results if is_learnt(r) and not r["agent"].startswith("without:"))
+    return frozenset({*REFERENCES, *learnt})
 
 
 def _mean_over_seeds(rows: Rows, keys: list[str]) -> pd.DataFrame:
@@ -142,14 +146,14 @@ def _mean_over_seeds(rows: Rows, keys: list[str]) -> pd.DataFrame:
 # --- selection --------------------------------------------------------------------------------------------------------
 
 
-def selection_over_time(results: Sequence[Mapping[str, Any]], choices: Choices, names: list[str]) -> Chart | None:
+def selection_over_time(results: Sequence[Mapping[str, Any]], choices: Choices) -> Chart | None:
     """How often each teacher is chosen over the student's steps, one picture per agent."""
     rates = [
         {"agent": short(r["agent"]), "step": c["step"], "teacher": teacher, "rate": rate}
         for r in results
         if r["agent"] in choices
         for c in r["selection_curve"]
-        for teacher, rate in zip(names, c["rate"], strict=True)
+        for teacher, rate in zip(r["teachers"], c["rate"], strict=True)  # a smaller pool where one was left out
     ]
     if not rates:
         return None
@@ -169,6 +173,7 @@ def selection_over_time(results: Sequence[Mapping[str, Any]], choices: Choices, 
         "agent",
         "student steps",
         "rate",
+        section="selection",
     )
 
 
@@ -210,7 +215,7 @@ def cuts(prepared: Prepared, teachers: int) -> list[Cut]:
         Cut(
             "correctness",
             "How often each teacher is chosen where its answer agrees with the training label (right), and where it does "
-            "not (wrong). Bars of equal height: the agent does not tell the two apart.",
+            "not (wrong). Equal rates: the agent does not tell the two apart.",
             "teacher is",
             [("right", right & known), ("wrong", ~right & known)],
         ),
@@ -253,6 +258,7 @@ def selection(cut: Cut, choices: Choices, names: list[str]) -> Chart | None:
         cut.column,
         "agent",
         y_title="rate",
+        section="selection",
     )
 
 
@@ -265,6 +271,81 @@ def _rates(cut: Cut, last: np.ndarray, names: list[str]) -> Rows:
             if met.any():
                 rows.append({"teacher": name, cut.column: label, "rate": float(last[met, k].mean())})
     return rows
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def reliability(comparison: Mapping[str, Any], test: str, shown: frozenset[str]) -> Chart | None:
+    """How often each agent's student is right, by its confidence; None where the cells do not say so."""
+    rows = [
+        {"agent": short(agent), **{key: bin[key] for key in ("confidence", "accuracy", "count")}}
+        for agent, found in _details(comparison, test).items()
+        for bin in found["reliability"]
+    ]
+    if not rows:
+        return None
+    note = (
+        "The test instances in groups of similar confidence (the probability of the predicted label). On the dashed line "
+        "a student is right as often as it says; below it, it is too sure of itself. All seeds together."
+    )
+    return Chart(
+        f"reliability-{test}",
+        "Can the probabilities be trusted?" + _of(comparison, test),
+        note,
+        "lines",
+        pd.DataFrame(rows),
+        "confidence",
+        "accuracy",
+        "agent",
+        x_title="confidence",
+        y_title="share that is right",
+        shown=shown,
+        diagonal=True,
+        section="errors",
+    )
+
+
+def confusion(comparison: Mapping[str, Any], test: str) -> Chart | None:
+    """Which labels are taken for which, one picture per agent; None where the cells do not say so."""
+    rows = [
+        {
+            "agent": short(agent),
+            "label": found["labels"][gold],
+            "predicted": found["labels"][predicted],
+            "count": count,
+            "share": count / max(1, sum(counts)),
+        }
+        for agent, found in _details(comparison, test).items()
+        for gold, counts in enumerate(found["confusion"])
+        for predicted, count in enumerate(counts)
+    ]
+    if not rows:
+        return None
+    return Chart(
+        f"confusion-{test}",
+        "Which labels are taken for which" + _of(comparison, test),
+        "Each row holds the test instances of one label, by the label that the student predicts. All seeds together.",
+        "matrix",
+        pd.DataFrame(rows),
+        "predicted",
+        "label",
+        facet="agent",
+        x_title="predicted",
+        y_title="label",
+        section="errors",
+    )
+
+
+def _details(comparison: Mapping[str, Any], test: str) -> Mapping[str, Any]:
+    """The errors of each agent on one test; comparisons of earlier versions have none."""
+    found: Mapping[str, Any] = comparison.get("details", {}).get(test, {})
+    return found
+
+
+def _of(comparison: Mapping[str, Any], test: str) -> str:
+    """The end of a title that names the test where there are several."""
+    return f" ({test})" if len(comparison["tests"]) > 1 else ""
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------

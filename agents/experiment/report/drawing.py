@@ -1,13 +1,11 @@
-"""Two ways to draw a chart: Plotly for the page, matplotlib for PNG files.
+"""Charts and tables as PNG files, by matplotlib. The page's script draws the same charts (`report.js`).
 
-Both libraries are imported when something is drawn, so that programs without the extra `report` can import this module.
+The library is imported when something is drawn, so that programs without the extra `report` can import this module.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from agents.experiment.report.chart import Chart
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999")  # Paul Tol's bright scheme
 GREY = COLOURS[6]
-DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}  # Plotly's names and matplotlib's
+DASHES = ("-", "--", ":", "-.")
 
 
 def _colour(i: int) -> str:
@@ -27,118 +25,13 @@ def _colour(i: int) -> str:
 
 
 def _dash(i: int) -> str:
-    """Plotly's name of the i-th group's dashes: they change when the colours repeat."""
-    return list(DASHES)[i // len(COLOURS) % len(DASHES)]
+    """Dashes of the i-th group: they change when the colours repeat."""
+    return DASHES[i // len(COLOURS) % len(DASHES)]
 
 
 def _rate_limit(frame: pd.DataFrame) -> float:
     """Upper end of an axis of rates: just above 1, or above the largest weight."""
     return max(1.02, float(frame["rate"].max()) * 1.02)
-
-
-# --- Plotly -----------------------------------------------------------------------------------------------------------
-
-
-def to_plotly(chart: Chart, frame: pd.DataFrame) -> Any:
-    """A Plotly figure of one picture of the chart.
-
-    The page sets the colours of text, axes and grid, because they differ between its light and its dark form.
-    """
-    from plotly import graph_objects as go
-
-    chart, frame = _escaped(chart, frame)
-    figure = go.Figure()
-    if chart.kind == "forest":
-        _plotly_forest(figure, chart, frame)
-    else:
-        for i, (name, part) in enumerate(chart.series(frame)):
-            if chart.kind == "lines":
-                _plotly_line(figure, chart, part, name, i)
-            else:
-                _plotly_bars(figure, chart, part, name, i)
-    _plotly_layout(figure, chart, frame)
-    return figure
-
-
-def _escaped(chart: Chart, frame: pd.DataFrame) -> tuple[Chart, pd.DataFrame]:
-    """The chart and the picture with all texts escaped: Plotly reads tags in labels."""
-
-    def escape(value: Any) -> Any:
-        return html.escape(value, quote=False) if isinstance(value, str) else value
-
-    shown = None if chart.shown is None else frozenset(map(escape, chart.shown))
-    return replace(chart, frame=chart.frame.map(escape), shown=shown), frame.map(escape)
-
-
-def _plotly_forest(figure: Any, chart: Chart, frame: pd.DataFrame) -> None:
-    """Means with intervals; grey where the interval contains zero."""
-    clear = (frame["low"] > 0) | (frame["high"] < 0)
-    figure.add_scatter(
-        x=frame["mean"],
-        y=frame[chart.y],
-        mode="markers",
-        marker={"size": 9, "color": [COLOURS[0] if c else GREY for c in clear]},
-        error_x={
-            "array": frame["high"] - frame["mean"],
-            "arrayminus": frame["mean"] - frame["low"],
-            "thickness": 1.5,
-            "color": GREY,
-        },
-        hovertemplate="%{y}: %{x:.3g} [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<extra></extra>",
-        customdata=frame[["low", "high"]],
-    )
-
-
-def _plotly_line(figure: Any, chart: Chart, part: pd.DataFrame, name: str, i: int) -> None:
-    figure.add_scatter(
-        x=part[chart.x],
-        y=part[chart.y],
-        name=name,
-        mode="lines+markers" if len(part) < 12 else "lines",
-        line={"color": _colour(i), "dash": _dash(i), "width": 2},
-        visible=True if chart.shown is None or name in chart.shown else "legendonly",
-    )
-
-
-def _plotly_bars(figure: Any, chart: Chart, part: pd.DataFrame, name: str, i: int) -> None:
-    figure.add_bar(
-        x=part[chart.x],
-        y=part[chart.y],
-        name=name,
-        marker={"color": _colour(i)},
-        orientation="h" if chart.kind == "stack" else "v",
-    )
-
-
-def _plotly_layout(figure: Any, chart: Chart, frame: pd.DataFrame) -> None:
-    """Size, axes and legend."""
-    rows_of_legend = chart.group_count // 5
-    height = 340 + 22 * rows_of_legend
-    if chart.kind == "forest":
-        height = 90 + 26 * len(frame)
-        figure.update_layout(showlegend=False)
-        figure.update_xaxes(zeroline=True, zerolinewidth=2)
-    if chart.kind == "stack":
-        height = 110 + 22 * frame[chart.y].nunique()
-        figure.update_layout(barmode="stack")
-        figure.update_yaxes(autorange="reversed")
-    if chart.y == "rate":
-        figure.update_yaxes(range=[0, _rate_limit(frame)])
-    figure.update_xaxes(title=chart.x_title or None, automargin=True)
-    figure.update_yaxes(title=chart.y_title or None, automargin=True)
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 10, "r": 16, "t": 10, "b": 44 + (40 + 20 * rows_of_legend if chart.group else 0)},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
-        modebar={"bgcolor": "rgba(0,0,0,0)"},
-        hovermode="closest",
-    )
-
-
-# --- matplotlib -------------------------------------------------------------------------------------------------------
 
 
 def to_png(chart: Chart, path: Path) -> None:
@@ -180,8 +73,25 @@ def _forest_panel(axes: Any, chart: Chart, frame: pd.DataFrame) -> None:
 
 
 def _line_panel(axes: Any, chart: Chart, frame: pd.DataFrame) -> None:
+    if chart.diagonal:
+        axes.plot([0, 1], [0, 1], "--", color=GREY, lw=0.8)
     for i, (name, part) in enumerate(chart.series(frame)):
-        axes.plot(part[chart.x], part[chart.y], DASHES[_dash(i)], color=_colour(i), label=name, lw=1.4)
+        marker = "o" if len(part) < 12 else None  # a line of one point has no length
+        axes.plot(part[chart.x], part[chart.y], _dash(i), color=_colour(i), label=name, lw=1.4, marker=marker, ms=3)
+    values = frame[chart.x].unique()
+    if len(values) == 1:  # no negative steps around the only one
+        axes.set_xticks(values)
+
+
+def _matrix_panel(axes: Any, chart: Chart, frame: pd.DataFrame) -> None:
+    labels = list(dict.fromkeys(frame[chart.y]))
+    shares, counts = (frame[key].to_numpy().reshape(len(labels), -1) for key in ("share", "count"))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(labels)), labels, fontsize=7, rotation=20)
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    for (row, column), share in np.ndenumerate(shares if len(labels) <= 12 else shares[:0]):
+        colour = "white" if share > 0.6 else "black"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
 
 
 def _stack_panel(axes: Any, chart: Chart, frame: pd.DataFrame) -> None:
@@ -204,7 +114,13 @@ def _bar_panel(axes: Any, chart: Chart, frame: pd.DataFrame) -> None:
         axes.set_xticks(range(len(part)), part[chart.x], fontsize=7, rotation=20)
 
 
-PANELS = {"forest": _forest_panel, "lines": _line_panel, "stack": _stack_panel, "bars": _bar_panel}
+PANELS = {
+    "forest": _forest_panel,
+    "lines": _line_panel,
+    "stack": _stack_panel,
+    "bars": _bar_panel,
+    "matrix": _matrix_panel,
+}
 
 
 def table_to_png(table: Mapping[str, Any], path: Path) -> None:

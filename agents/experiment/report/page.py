@@ -17,16 +17,19 @@ import torch
 from agents.experiment import stats
 from agents.experiment.report.chart import Chart, is_learnt, short
 from agents.experiment.report.charts import charts
-from agents.experiment.report.drawing import table_to_png, to_plotly, to_png
+from agents.experiment.report.drawing import COLOURS, table_to_png, to_png
+from agents.experiment.report.glossary import WORDS, anchor
+from agents.experiment.report.words import cards, gives_all, headline
 from distill.cache import way_out
 from distill.checks import UserError
 from distill.losses import soft_labels
 from distill.process import Prepared
 
-PACKAGES = ("jinja2", "plotly", "matplotlib")  # of the extra `report`; imported only when a report is written
+PACKAGES = ("jinja2", "matplotlib")  # of the extra `report`; imported only when a report is written
 TEMPLATE = Path(__file__).with_name("report.html")
 CONSTANT = ("control", "labels", "single")  # rules that choose the same for all instances: no figures of selection
-UPPER_BOUNDS = ("oracle", "headroom")
+LARGEST = 1_000_000  # characters of JSON that the explorer may take; the whole page stays below 2 MB
+LONGEST = 600  # characters of a text that the explorer shows
 
 Row = Mapping[str, Any]
 
@@ -58,11 +61,15 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     choices = _load_choices(cells)
-    last = {
+    names = list(comparison["teachers"])
+    _widen(choices, results, names)
+    changing = {
         agent: [arrays["last"] for arrays in seeds.values()]
         for agent, seeds in choices.items()
         if agent.split()[0].partition(":")[0] not in CONSTANT
     }
+    untouched = [agent for agent, arrays in changing.items() if gives_all(arrays)]
+    last = {agent: arrays for agent, arrays in changing.items() if agent not in untouched}
     figures = charts(comparison, results, last, prepared)
     for chart in figures:
         chart.frame.to_csv(folder / f"{chart.name}.csv", index=False)
@@ -74,9 +81,9 @@ def write(
         table_to_png(table, folder / f"table-{test}.png")
     seed = comparison["seeds"][0]
     of_seed = {agent: seeds[seed] for agent, seeds in choices.items() if seed in seeds}
-    instances = explorer(of_seed, prepared, list(results[0]["teachers"]), seed) if of_seed else None
+    instances = explorer(of_seed, prepared, names, seed) if of_seed else None
     page = folder / "index.html"
-    page.write_text(render(comparison, tables, figures, instances), encoding="utf-8")
+    page.write_text(render(comparison, tables, figures, instances, untouched), encoding="utf-8")
     return page
 
 
@@ -94,78 +101,128 @@ def _load_choices(cells: Mapping[tuple[str, int], Path]) -> dict[str, dict[int, 
     return loaded
 
 
+def _widen(
+    choices: Mapping[str, Mapping[int, dict[str, np.ndarray]]],
+    results: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+) -> None:
+    """Give the choices of a smaller pool a column for each teacher of `names`: -1, never seen, for those it does not have."""
+    pools = {result["agent"]: list(result["teachers"]) for result in results}
+    for agent, seeds in choices.items():
+        own = pools.get(agent, list(names))
+        if len(own) == len(names):
+            continue
+        places = [names.index(teacher) for teacher in own]
+        for arrays in seeds.values():
+            wide = np.full((len(arrays["last"]), len(names)), -1, arrays["last"].dtype)
+            wide[:, places] = arrays["last"]
+            arrays["last"] = wide
+
+
 def render(
     comparison: Mapping[str, Any],
     tables: Mapping[str, Mapping[str, Any]],
     charts: Sequence[Chart],
     instances: Mapping[str, Any] | None,
+    untouched: Sequence[str] = (),
 ) -> str:
     """The HTML of the page.
 
     All text from data is escaped: by the template, or because the page's script sets it as `textContent`.
+
+    Args:
+        comparison: content of comparison.json.
+        tables: from `make_table`, by test.
+        charts: the figures, which the page's script draws.
+        instances: from `explorer`.
+        untouched: agents that choose all teachers for every instance; a sentence names them.
     """
     import jinja2
-    from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    figures = [
-        {
-            "name": c.name,
-            "title": c.title,
-            "note": c.note,
-            "plots": {part: json.loads(to_plotly(c, frame).to_json()) for part, frame in c.parts()},
-        }
-        for c in charts
-    ]
     rows = comparison["tables"][comparison["tests"][0]]
+    figures = [_drawn(chart) for chart in charts]
+    data = {
+        "figures": figures,
+        "explorer": instances,
+        "learnt": [short(row["agent"]) for row in rows if is_learnt(row)],
+        "colours": COLOURS,
+        "classes": {
+            test: {short(agent): found["classes"] for agent, found in by_agent.items()}
+            for test, by_agent in comparison.get("details", {}).items()
+        },
+    }
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         comparison=comparison,
         figures=figures,
-        agents=list(dict.fromkeys(part for f in figures for part in f["plots"] if part)),
-        learnt=[short(row["agent"]) for row in rows if is_learnt(row)],
+        data=data,
         tables=tables,
+        headline=headline(comparison),
         cards=cards(comparison),
+        models=models(comparison),
         explorer=instances,
+        untouched=[short(agent) for agent in untouched],
         check=comparison.get("preflight"),
-        plotly=get_plotlyjs(),
+        glossary=WORDS,
+        anchor=anchor,
+        style=TEMPLATE.with_suffix(".css").read_text(encoding="utf-8"),
+        script=TEMPLATE.with_suffix(".js").read_text(encoding="utf-8"),
     )
 
 
-# --- the first lines --------------------------------------------------------------------------------------------------
+def _drawn(chart: Chart) -> dict[str, Any]:
+    """A chart as the page's script draws it."""
+    parts = {part: _columns_of(frame) for part, frame in chart.parts()}
+    groups = [] if chart.group is None else [str(name) for name in dict.fromkeys(chart.frame[chart.group])]
+    kept = ("name", "title", "note", "kind", "x", "y", "group", "facet", "x_title", "y_title", "diagonal", "section")
+    facts = {key: getattr(chart, key) for key in kept}
+    return {**facts, "groups": groups, "parts": parts, "shown": None if chart.shown is None else sorted(chart.shown)}
 
 
-def cards(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What to know first: the control, the first learnt agent and the upper bound, as far as the comparison has them."""
-    metric, test = comparison["metric"], comparison["tests"][0]
-    rows = {row["agent"]: row for row in comparison["tables"][test]}
-    found = []
-    if "control" in rows:
-        seeds = len(comparison["seeds"])
-        note = f"{metric} on {test}, mean of {seeds} seed{'s' * (seeds != 1)}"
-        found.append({"name": "all teachers (the control)", "value": f"{rows['control']['mean']:.4f}", "note": note})
-    learnt = next((row for row in rows.values() if is_learnt(row)), None)
-    bound = next((row for row in rows.values() if row["agent"].split()[0] in UPPER_BOUNDS), None)
-    for row, kind in ((learnt, ""), (bound, "upper bound: ")):
-        pair = None if row is None else row.get(f"difference_{metric}")
-        if row is not None and pair is not None:
-            value = f"{100 * pair['mean']:+.2f}"
-            found.append({"name": kind + short(row["agent"]), "value": value, "note": _verdict(pair["interval"])})
-    return found
+def _columns_of(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """The columns of a table as JSON: six digits, which are more than a picture shows."""
+    return {
+        str(name): [float(f"{v:.6g}") for v in column] if pd.api.types.is_float_dtype(column) else column.tolist()
+        for name, column in frame.items()
+    }
 
 
-def _verdict(interval: Sequence[float] | None) -> str:
-    """What a paired difference to the control says, in words."""
-    if interval is None:
-        return "percentage points compared with the control; one seed, so no interval and no conclusion"
-    low, high = (100 * end for end in interval)
-    words = f"percentage points compared with the control, 95 % interval [{low:+.2f}, {high:+.2f}]: "
-    if low > 0:
-        return words + "better than the control"
-    if high < 0:
-        return words + "worse than the control"
-    return words + "it contains zero, so no difference is shown"
+def models(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The student and the teachers as rows of texts: what they score, their size and latency, and what each teacher adds."""
+    metric, tests = comparison["metric"], comparison["tests"]
+    known = {row["name"]: row for row in comparison.get("models") or ()}
+    added = {row["teacher"]: row for row in (comparison.get("leave_one_out") or {}).get(tests[0], ())}
+    rows = []
+    for row in comparison.get("teacher_scores") or ():
+        name, pair = row["name"], added.get(row["name"], {}).get(f"difference_{metric}")
+        rows.append(
+            {
+                "name": "teachers averaged" if name == "ensemble" else name,
+                "scores": [f"{row[r][metric]:.4f}" if row.get(r) else "" for r in ("dev", *tests)],
+                "adds": "" if pair is None else stats.with_interval(pair["mean"], pair["interval"], "+.2f", 100),
+                **_size(known.get(name, {})),
+            }
+        )
+    if "student" in known:
+        control = next((r for r in comparison["tables"][tests[0]] if r["agent"] == "control"), None)
+        scores = [f"{control['mean']:.4f}"] if control else [""]
+        blank = [""] * (len(tests) - 1)
+        rows.append(
+            {"name": "student (control)", "scores": ["", *scores, *blank], "adds": "", **_size(known["student"])}
+        )
+    return rows
+
+
+def _size(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters, megabytes and milliseconds as texts; empty where they are not known."""
+    parameters, size, ms = (facts.get(key) for key in ("parameters", "bytes", "ms"))
+    return {
+        "parameters": "" if parameters is None else f"{parameters / 1e6:.2f} M",
+        "bytes": "" if size is None else f"{size / 1e6:.1f} MB",
+        "ms": "" if ms is None else f"{ms:.1f} ms",
+    }
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -314,6 +371,8 @@ def explorer(
 ) -> dict[str, Any]:
     """What the page shows of single instances: a few hundred training instances of one seed, under every agent.
 
+    Fewer where the page would become too large. Long texts are cut.
+
     Args:
         cells: by agent, the arrays of its choices.npz: `rows` `[R]` (the instances shown), `last` `[N,K]` (its last
             choices), and the student's probabilities `before` and `after` `[R,C]`.
@@ -321,9 +380,21 @@ def explorer(
         names: of the teachers.
         seed: of all these cells.
     """
+    count = len(next(iter(cells.values()))["rows"])
+    while True:
+        found = _explored(cells, prepared, names, seed, count)
+        if count <= 25 or len(json.dumps(found)) <= LARGEST:
+            return found
+        count //= 2
+
+
+def _explored(
+    cells: Mapping[str, Mapping[str, np.ndarray]], prepared: Prepared, names: list[str], seed: int, count: int
+) -> dict[str, Any]:
+    """The same for the first `count` instances."""
     task = prepared.task
     first = next(iter(cells.values()))  # the instances, and the student before, are the same for all agents
-    rows = first["rows"]
+    rows = first["rows"][:count]
     part = task.splits["train"].take(rows)
     signals = prepared.signals("train")
     logits = torch.from_numpy(signals.logits(rows))
@@ -337,13 +408,13 @@ def explorer(
         "teachers": names,
         "labels": list(task.label_names),
         "ids": [str(i) for i in part.ids],
-        "texts": [list(t) for t in part.texts],
+        "texts": [[text if len(text) <= LONGEST else text[:LONGEST] + " …" for text in t] for t in part.texts],
         "gold": part.labels.tolist(),
         "probs": _rounded(soft_labels(logits, 1.0).numpy()),
         "losses": _rounded(losses.numpy()),
-        "before": _rounded(first["before"]),
+        "before": _rounded(first["before"][:count]),
         "agents": {
-            short(agent): {"choice": _rounded(cell["last"][rows]), "after": _rounded(cell["after"])}
+            short(agent): {"choice": _rounded(cell["last"][rows]), "after": _rounded(cell["after"][:count])}
             for agent, cell in cells.items()
         },
         "width": vectors.shape[1],
