@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from tqdm.auto import tqdm
 
+from agents.experiment.ship import drop_others
 from distill import cache
 from distill.settings import RunSettings
 
@@ -33,6 +34,7 @@ class Cell:
         settings: of the whole run, the entry's own settings included.
         folder: where its result is kept.
         reproduce: the command that gives the same cell.
+        keep: whether its student may be shipped, so that it is kept beside the result.
     """
 
     entry: str
@@ -40,6 +42,7 @@ class Cell:
     settings: RunSettings
     folder: str
     reproduce: str
+    keep: bool = False
 
     @property
     def name(self) -> str:
@@ -123,6 +126,7 @@ def run_grid(cells: Sequence[Cell], jobs: int) -> tuple[list[dict[str, Any]], di
                 error = process.error()
                 if error is None:
                     results[process.place] = finished(process.cell) or {}
+                    drop_others(list(results.values()), [Path(cells[i].folder) for i in results])
                 else:
                     errors[process.cell.label] = error
                     bar.write(f"failed: {process.cell.label}: {error}")
