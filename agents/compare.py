@@ -123,9 +123,10 @@ def run(config: dict[str, Any]) -> None:
         print_rows(rows, f"{comparison['task']}, {test}, {seeds} seeds: paired differences to all teachers")
         print_against(comparison["against"][test], comparison["metric"])
     runs.print_check(comparison["preflight"])
+    cache.write_json(folder / "comparison.json", comparison)
     if base.ship is not None:
         comparison["shipped"] = _ship(base.ship, cells, results, comparison, folder)
-    cache.write_json(folder / "comparison.json", comparison)
+        cache.write_json(folder / "comparison.json", comparison)
     write_csv(folder / "comparison.csv", [row for rows in tables.values() for row in rows])
     if settings.report:
         _write_report(folder, comparison, results, cells)
@@ -199,6 +200,7 @@ def _ship(
         with cache.whole_folder(folder / ship.STUDENT) as place:
             shutil.copytree(source / ship.STUDENT, place, dirs_exist_ok=True)
             write_card(place, cell.settings, prepared, facts)
+    runs.write_config(folder, cell.settings)  # of the shipped student
     print(f"shipped: {choice.reason}")
     print(f"student: {folder / ship.STUDENT}")
     return asdict(choice)

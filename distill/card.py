@@ -121,9 +121,9 @@ def _head(settings: RunSettings, prepared: Prepared, shipped: Shipped, name: str
     return str(data.to_yaml())
 
 
-def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
 
 
 def _scores(prepared: Prepared, shipped: Shipped, ensemble: Mapping[str, Any]) -> str:
@@ -137,7 +137,7 @@ def _scores(prepared: Prepared, shipped: Shipped, ensemble: Mapping[str, Any]) -
         for split in splits
         if scores.get(split) is not None
     ]
-    return _rows(["model", "split", *keys], rows)
+    return markdown(["model", "split", *keys], rows)
 
 
 def _calibration(prepared: Prepared, shipped: Shipped) -> str:
@@ -159,7 +159,7 @@ def _teachers(prepared: Prepared, shipped: Shipped, teachers: Sequence[Mapping[s
         scores = [f"{row[t]['accuracy']:.4f}" if row[t] else "" for t in tests]
         rows.append([_plain(row["name"]), spec.kind, used, *scores, f"`{row['fingerprint']}`"])
     note = "`used`: share of the training instances that it taught, or its mean weight."
-    return f"{_rows(['teacher', 'kind', 'used', *(f'{t} accuracy' for t in tests), 'fingerprint'], rows)}\n\n{note}"
+    return f"{markdown(['teacher', 'kind', 'used', *(f'{t} accuracy' for t in tests), 'fingerprint'], rows)}\n\n{note}"
 
 
 def _data(settings: RunSettings, prepared: Prepared) -> str:
@@ -172,7 +172,7 @@ def _data(settings: RunSettings, prepared: Prepared) -> str:
     of = {"train": settings.task.train, "dev": settings.task.dev, "test": settings.task.test}
     files = ", ".join(f"{role}: {Path(path).name}" for role, path in of.items() if path)
     source = f"Source: {task.source}{f' ({files})' if files else ''}. Hash of all of it: `{task.fingerprint}`."
-    return f"{_rows(['split', 'instances', 'labelled', 'hash'], rows)}\n\n{source}"
+    return f"{markdown(['split', 'instances', 'labelled', 'hash'], rows)}\n\n{source}"
 
 
 def _limits(settings: RunSettings, prepared: Prepared, metric: str, pair: bool) -> str:

@@ -290,9 +290,14 @@ def scores_of(run: Run) -> dict[str, Any]:
 def write_run(folder: Path, settings: RunSettings, results: dict[str, Any]) -> None:
     """Write results.json and the resolved configuration."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, settings)
+    write_json(folder / "results.json", results)
+
+
+def write_config(folder: Path, settings: RunSettings) -> None:
+    """Write the resolved configuration, config.yaml."""
     shown = {k: v for k, v in settings.to_config().items() if k != "resume"}
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)).encode())
-    write_json(folder / "results.json", results)
 
 
 @dataclass
