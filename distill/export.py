@@ -294,12 +294,25 @@ def write_onnx(path: Path, student: Any, tokens: TokenizedSplit) -> None:
             verbose=False,
         )
         assert program is not None
-        program.save(str(path), external_data=False)
+        _without_notes(program.model_proto, path)
     except Exception as error:  # torch, onnxscript and onnx raise exceptions of many classes
         raise UserError(
             f"student: torch cannot export {type(student.model).__name__} to ONNX ({reason(error)}); "
             "use the folder as it is, with transformers"
         ) from None
+
+
+def _without_notes(model: Any, path: Path) -> None:
+    """Write an ONNX model without the exporter's notes: they are larger than a small model, and name folders of this machine."""
+    import onnx
+
+    for part in (model.graph, *model.functions):
+        part.ClearField("value_info")  # shapes between the nodes; some releases of onnx disagree with the exporter's
+        for each in (part, *part.node, *part.input, *part.output):
+            for name in ("doc_string", "metadata_props"):
+                if not isinstance(each, str):
+                    each.ClearField(name)
+    onnx.save(model, str(path))
 
 
 def write_int8(source: Path, path: Path) -> None:
@@ -403,7 +416,7 @@ def cells(row: Row) -> list[str]:
     scores = row.scores
     return [
         row.model,
-        f"{row.megabytes:.1f}",
+        f"{row.megabytes:.2f}",
         f"{row.milliseconds:.2f}",
         f"{scores['accuracy']:.4f}" if "accuracy" in scores else "",
         f"{scores['loss']:.4f}" if "loss" in scores else "",
