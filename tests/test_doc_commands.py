@@ -27,7 +27,11 @@ WALKED = "docs/tutorials/tickets.md"  # by tests/test_tutorial.py, in its order
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
-    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md") if str(p.relative_to(ROOT)) not in (GENERATED, WALKED)),
+    *sorted(
+        str(p.relative_to(ROOT))
+        for p in (ROOT / "docs").rglob("*.md")
+        if str(p.relative_to(ROOT)) not in (GENERATED, WALKED)
+    ),
 ]
 COMMAND = re.compile(r"(python|make|bash|pip) ")
 UNRUN = re.compile(r"\s+# (needs .+|hours)$")
