@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from distill import output
 from distill.checks import UserError, expand
 
 LONGEST = 100_000  # tokens; tokenizers that know no limit say something larger
+DEVICES = r"auto|cpu|cuda(:\d+)?"
 FALLBACK = 512  # tokens, where neither tokenizer nor model says how long a text may be
 
 
@@ -73,6 +75,10 @@ def predict(given: argparse.Namespace) -> None:
         raise UserError(f"--out={given.out}: there is no folder {out.parent}; make it first")
     if given.batch_size < 1:
         raise UserError(f"--batch-size={given.batch_size} must be positive")
+    if given.max_length is not None and given.max_length <= 2:
+        raise UserError(f"--max-length={given.max_length} must be above 2")
+    if re.fullmatch(DEVICES, given.device) is None:
+        raise UserError(f"--device={given.device} is not known; choose from auto, cpu, cuda, cuda:N")
     texts, ids = read_texts(expand(given.file), given.text, given.id)
     student, labels = load_student(given.student, given.device, texts, given.max_length)
     probs = probabilities(student, texts, given.batch_size)
