@@ -27,6 +27,7 @@ from agents.experiment.checkpoints import Checkpoints
 from agents.experiment.grid import CHOICES, RESULT, Cell, words_of
 from agents.experiment.heap import return_large_blocks
 from agents.experiment.interrupts import Interrupted, stop
+from agents.experiment.ship import STUDENT
 from agents.experiment.sizes import sizes
 from agents.rules import RULES, find_rule, make_rule
 from distill import cache, preflight
@@ -164,6 +165,11 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         result["warnings"].append(line)
     details.write_predictions(folder, process, done)
     _write_choices(core, done, folder)
+    if cell.keep:
+        process.student.restore(done.weights)
+        with cache.whole_folder(folder / STUDENT) as place:
+            process.student.save(place)
+        result[STUDENT] = cache.folder_fingerprint(folder / STUDENT)
     files = {name: cache.file_sha256(folder / name) for name in (CHOICES, details.PREDICTIONS)}
     cache.write_json(folder / RESULT, cache.sealed(result | {"files": files}))
     checkpoints.remove()

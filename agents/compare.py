@@ -11,8 +11,10 @@ running continue from their checkpoints. A cell that fails is reported; the othe
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import fields, replace
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from agents.cell import DEFAULT, entry_settings, identity
-from agents.experiment import advice, details, runs
+from agents.experiment import advice, details, runs, ship
 from agents.experiment.grid import FORMAT, Cell, cores, run_grid
 from agents.experiment.launch import config_dir, job_title, launch, reproduce_line, run_folder
 from agents.experiment.report import page
 from agents.experiment.tables import against_baselines, print_against, print_rows, summarise, write_csv
 from agents.experiment.teachers import left_out_teachers, print_left_out, print_teachers
 from distill import cache, parallel
+from distill.card import Shipped, write_card
 from distill.checks import UserError, expand
 from distill.data.load import load_task
 from distill.models.engine import Engine
@@ -44,7 +47,7 @@ def plan(settings: CompareSettings, run: RunSettings, given: Sequence[str]) -> l
     Raises:
         UserError: for an unknown agent or setting.
     """
-    base = [o for o in given if _key(o) not in (*GRID, "seed", "threads") and not o.startswith("hydra.")]
+    base = [o for o in given if _key(o) not in (*GRID, "seed", "threads", "ship") and not o.startswith("hydra.")]
     for override in base:
         if _key(override) == "agent" or _key(override).startswith("agent."):
             raise UserError(
@@ -56,6 +59,7 @@ def plan(settings: CompareSettings, run: RunSettings, given: Sequence[str]) -> l
     data = load_task(run.task, run.data_dir).fingerprint
     files = digest([cache.stamp(p) for p in _paths(run)])
     entries = _entries(settings.agents, run)
+    kept = ship.candidates(run.ship, entries)
     whole = {entry: replace(entry_settings(entry, base), threads=threads) for entry in entries}
     cells = []
     for seed in range(run.seed, run.seed + settings.seeds):
@@ -64,7 +68,7 @@ def plan(settings: CompareSettings, run: RunSettings, given: Sequence[str]) -> l
             name = entry.split()[0]
             key = digest(FORMAT, name, identity(entry, own), machine, data, files)
             folder = Path(settings.cells) / f"{name.replace(':', '-')}-seed{seed}-{key}"
-            cells.append(Cell(entry, seed, own, str(folder), _line(entry, seed, base, threads)))
+            cells.append(Cell(entry, seed, own, str(folder), _line(entry, seed, base, threads), entry in kept))
     return cells
 
 
@@ -137,6 +141,9 @@ def run(config: dict[str, Any]) -> None:
     runs.print_check(comparison["preflight"])
     advice.show(comparison["warnings"])
     cache.write_json(folder / "comparison.json", comparison)
+    if base.ship is not None:
+        comparison["shipped"] = _ship(base.ship, cells, results, comparison, folder)
+        cache.write_json(folder / "comparison.json", comparison)
     write_csv(folder / "comparison.csv", [row for rows in tables.values() for row in rows])
     if settings.report:
         _write_report(folder, comparison, results, cells)
@@ -152,7 +159,7 @@ def compared(cells: Sequence[Cell], results: Sequence[dict[str, Any]], errors: d
     first = max(results, key=lambda result: len(result["teachers"]))  # of the full pool, if one of those has finished
     shared = ("task", "metric", "tests", "data", "teachers", "device", "threads", "amp", "fast")
     left_out = (
-        *("preflight", "teacher_scores", "warnings", "tests", "data", "details"),
+        *("preflight", "teacher_scores", "warnings", "tests", "data", "details", ship.STUDENT),
         *("curve", "selection_curve", "joint_curve"),
     )
     return {
@@ -170,8 +177,59 @@ def compared(cells: Sequence[Cell], results: Sequence[dict[str, Any]], errors: d
         "warnings": advice.of_cells(results),
         "failed": errors,
         "cells": [{k: r[k] for k in r if k not in left_out} for r in results],
-        "reproduce": reproduce_line("agents/compare.py", keys_changing("nothing")),
+        "reproduce": reproduce_line("agents/compare.py", [key for key in keys_changing("nothing") if key != "ship"]),
     }
+
+
+def _ship(
+    wanted: str,
+    cells: Sequence[Cell],
+    results: Sequence[dict[str, Any]],
+    comparison: Mapping[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """Leave the student that the comparison recommends in `student/`, with its model card.
+
+    A cell of an earlier comparison may not have kept its student. It is then run again.
+
+    Returns:
+        The agent, the seed and the reason, for comparison.json.
+    """
+    entries = [
+        entry for entry in dict.fromkeys(c.entry for c in cells) if any(c.keep for c in cells if c.entry == entry)
+    ]
+    choice = ship.choose(wanted, entries, results)
+    cell = next(c for c in cells if (c.entry, c.seed) == (choice.agent, choice.seed))
+    result = next(r for r in results if (r["agent"], r["seed"]) == (choice.agent, choice.seed))
+    prepared = Prepared.of(cell.settings).load()
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        source = Path(cell.folder)
+        if not ship.kept(source, result):
+            source = Path(aside) / "cell"
+            again, errors = run_grid([replace(cell, folder=str(source))], 1)
+            if errors:
+                raise UserError(f"ship={wanted}: the student of {cell.label} was not kept, and {errors[cell.label]}")
+            result = again[0]
+        control = next((r for r in results if (r["agent"], r["seed"]) == ("control", choice.seed)), None)
+        scores = {f"{choice.agent}: this student": result}
+        if control is not None and choice.agent != "control":
+            scores["all teachers (control)"] = control
+        splits = ("dev", *comparison["tests"])
+        facts = Shipped(
+            choice.agent,
+            choice.seed,
+            {model: {split: found[split] for split in splits} for model, found in scores.items()},
+            result["selection"]["rate"],
+            comparison["reproduce"],
+            choice.reason,
+        )
+        with cache.whole_folder(folder / ship.STUDENT) as place:
+            shutil.copytree(source / ship.STUDENT, place, dirs_exist_ok=True)
+            write_card(place, cell.settings, prepared, facts)
+    runs.write_config(folder, cell.settings)  # of the shipped student
+    print(f"shipped: {choice.reason}")
+    print(f"student: {folder / ship.STUDENT}")
+    return asdict(choice)
 
 
 def _write_report(

@@ -692,6 +692,12 @@ class RunSettings:
         None, "folder of the official GLUE or AfriSenti files; default: TEACHER_SELECT_DATA", "nothing"
     )
     home: str = option("~/.cache/teacher-select", "folder of all caches; default: TEACHER_SELECT_HOME", "nothing")
+    ship: str | None = option(
+        None,
+        "whose student is left in student/. A run: its agent's (null) or control. compare.py: best (what its statistics "
+        "recommend), control, an entry of agents, or null for none",
+        "nothing",
+    )
     plugins: list[str] = option([], "modules of your own that are imported first, to add kinds and tasks", "run")
     resume: bool = option(False, "continue the run in hydra.run.dir=FOLDER from its last checkpoint", "nothing")
     checkpoint_every: int | None = option(

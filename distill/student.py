@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from distill import parallel
 from distill.checks import NotFinite
 from distill.data.tokens import Batch, TokenizedSplit, run_over
+from distill.models.cut import save_cut
 from distill.models.engine import Engine
 from distill.models.fast import speed_up
 from distill.models.loading import check_tokens, gives_token_types, quiet
@@ -337,8 +338,13 @@ class Student:
         """Copy `weights` back in place, without allocating memory."""
         torch._foreach_copy_(self.params, list(weights))
 
-    def save(self, folder: Path) -> None:
-        """Write the student in transformers format (safetensors), with its tokenizer, which names the inputs it was trained with."""
+    def save(self, folder: Path, cut: bool = True) -> None:
+        """Write the student in transformers format (safetensors), with its tokenizer, which names the inputs it was trained with.
+
+        Args:
+            folder: where it is written.
+            cut: whether the saved tokenizer cuts texts to `max_length` by itself, see `distill.models.cut`.
+        """
         names = list(self.tokenizer.model_input_names)
         if "token_type_ids" not in names and gives_token_types(self.model, self.tokenizer):
             self.tokenizer.model_input_names = [*names, "token_type_ids"]
@@ -346,3 +352,5 @@ class Student:
         with quiet():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
+            if cut:
+                save_cut(self.tokenizer, folder, self.settings.max_length)

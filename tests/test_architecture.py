@@ -35,7 +35,9 @@ ORDER = {
         ("distill.teachers",),
         ("distill.selection",),
         ("distill.process",),
-        ("distill.preflight",),
+        ("distill.preflight", "distill.card"),
+        ("distill.predict",),
+        ("distill.export",),
         ("distill.teachers.__main__",),
     ),
     "envs": (

@@ -23,10 +23,15 @@ import configs
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATED = "docs/configuration.md"
+WALKED = "docs/tutorials/tickets.md"  # by tests/test_tutorial.py, in its order
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
-    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md") if str(p.relative_to(ROOT)) != GENERATED),
+    *sorted(
+        str(p.relative_to(ROOT))
+        for p in (ROOT / "docs").rglob("*.md")
+        if str(p.relative_to(ROOT)) not in (GENERATED, WALKED)
+    ),
 ]
 COMMAND = re.compile(r"(python|make|bash|pip) ")
 UNRUN = re.compile(r"\s+# (needs .+|hours)$")
@@ -123,7 +128,7 @@ def small(line: str, tiny: list[str], folder: Path) -> list[str]:
             "tables": [*words, "--check"],
             "teachers": [*words, *tiny, "threads=1", *out],
         }[name]
-    if words[-1] == "--help" or words[1:3] == ["-m", "distill.cache"]:
+    if words[-1] == "--help" or words[2] in ("distill.cache", "distill.predict", "distill.export"):
         return words
     learns = any(w.startswith("agent=") or w == "agents/reinforce.py" for w in words)
     more = ["agent.episodes=1"] if learns else []

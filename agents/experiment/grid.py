@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from agents.experiment.ship import drop_others
 from distill import cache
 from distill.progress import Progress
 from distill.settings import RunSettings
@@ -32,6 +33,7 @@ class Cell:
         settings: of the whole run, the entry's own settings included.
         folder: where its result is kept.
         reproduce: the command that gives the same cell.
+        keep: whether its student may be shipped, so that it is kept beside the result.
     """
 
     entry: str
@@ -39,6 +41,7 @@ class Cell:
     settings: RunSettings
     folder: str
     reproduce: str
+    keep: bool = False
 
     @property
     def name(self) -> str:
@@ -122,6 +125,7 @@ def run_grid(cells: Sequence[Cell], jobs: int) -> tuple[list[dict[str, Any]], di
                 error = process.error()
                 if error is None:
                     results[process.place] = finished(process.cell) or {}
+                    drop_others(list(results.values()), [Path(cells[i].folder) for i in results])
                 else:
                     errors[process.cell.label] = error
                     shown.write(f"failed: {process.cell.label}: {error}")

@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,12 +21,13 @@ from rich.text import Text
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.experiment import advice, details
+from agents.experiment import advice, details, ship
 from agents.experiment.checkpoints import Checkpoints, Stage, report
 from agents.experiment.launch import job_title, reproduce_line, run_folder
 from agents.experiment.sizes import sizes
 from distill import preflight
 from distill.cache import whole_folder, write_json, write_whole
+from distill.card import Shipped, write_card
 from distill.losses import label_loss
 from distill.process import Distillation, TrainingBatch
 from distill.progress import Progress, expect
@@ -95,6 +96,7 @@ def final_form(core: Core, fit: Fit | None) -> str:
 def start(config: Mapping[str, Any]) -> RunSettings:
     """Parse a script's configuration, once, and give torch the number of threads that it asks for."""
     settings = RunSettings.from_config(config)
+    ship.of_a_run(settings.ship, settings.agent.name)  # reported before the run starts
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     return settings
@@ -306,9 +308,14 @@ def scores_of(run: Run) -> dict[str, Any]:
 def write_run(folder: Path, settings: RunSettings, results: dict[str, Any]) -> None:
     """Write results.json and the resolved configuration."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, settings)
+    write_json(folder / "results.json", results)
+
+
+def write_config(folder: Path, settings: RunSettings) -> None:
+    """Write the resolved configuration, config.yaml."""
     shown = {k: v for k, v in settings.to_config().items() if k != "resume"}
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)).encode())
-    write_json(folder / "results.json", results)
 
 
 @dataclass
@@ -383,10 +390,9 @@ def conclude(
         *advice.of_teachers(process, results["student"], teachers),
         *([policy] if policy else []),
     ]
-    results["reproduce"] = reproduce_line(script, keys_changing("nothing"))
-    process.student.restore(student.weights)
-    with whole_folder(folder / "student") as place:
-        process.student.save(place)
+    results["reproduce"] = reproduce_line(script, [key for key in keys_changing("nothing") if key != "ship"])
+    results["shipped"] = ship.of_a_run(settings.ship, settings.agent.name)
+    _ship(process, settings, results, done["control" if results["shipped"] == "control" else "student"], folder)
     details.write_predictions(folder, process, student, done["control"])
     write_run(folder, settings, results)
     checkpoints.finish()
@@ -424,6 +430,23 @@ def trainings_of(settings: RunSettings) -> int:
     task = settings.task
     oracle = settings.agent.oracle and (task.name != "files" or task.owner is not None)
     return settings.agent.joint_episodes + 2 + oracle
+
+
+def _ship(process: Distillation, settings: RunSettings, results: dict[str, Any], run: Run, folder: Path) -> None:
+    """Write the student of a run, with its model card."""
+    own = "control" if results["shipped"] == "control" else "student"
+    tests = process.task.tests
+    others = {"control": "all teachers (control)", "student": f"student of {settings.agent.name}"}
+    models = {f"{others[own]}: this student": results[own]}
+    models |= {shown: results[key] for key, shown in others.items() if key != own}
+    models["warm start"] = results["warm_start"]
+    scores = {model: {split: found[split] for split in ("dev", *tests)} for model, found in models.items()}
+    teachers = [*results["teachers"], {"name": "ensemble", **results["ensemble"]}]
+    facts = Shipped(results["shipped"], settings.seed, scores, run.selected.summary()["rate"], results["reproduce"])
+    process.student.restore(run.weights)
+    with whole_folder(folder / ship.STUDENT) as place:
+        process.student.save(place)
+        write_card(place, settings, process.prepared, replace(facts, teachers=teachers))
 
 
 def print_check(facts: Mapping[str, Any] | None) -> None:

@@ -96,8 +96,8 @@ def _user_table(path: Path, settings: TaskSettings, role: str) -> Table:
     wanted = [*settings.text, *own, *([settings.id] if settings.id else [])]
     for name in [*wanted, *([settings.owner] if settings.owner and role == "train" else [])]:
         if name not in frame.columns:
-            raise UserError(_no_column(path, name, [str(c) for c in frame.columns]))
-    columns = {name: _full_column(frame[name], path, numbers=name not in settings.text) for name in wanted}
+            raise UserError(no_column(path, name, [str(c) for c in frame.columns]))
+    columns = {name: full_column(frame[name], path, numbers=name not in settings.text) for name in wanted}
     labels = columns[settings.label] if own else None
     if labels is not None and "" in labels:
         raise UserError(
@@ -110,7 +110,7 @@ def _user_table(path: Path, settings: TaskSettings, role: str) -> Table:
     return Table(ids, texts, labels or [None] * len(ids), owners)
 
 
-def _full_column(column: Any, path: Path, numbers: bool) -> list[str]:
+def full_column(column: Any, path: Path, numbers: bool) -> list[str]:
     """A column as strings; `UserError` for a missing cell, or one of another type."""
     missing = column.isna()
     if missing.any():
@@ -127,7 +127,7 @@ def _owners(frame: Any, path: Path, name: str | None) -> list[str] | None:
     return cells_of(column.where(column.notna(), ""), path)
 
 
-def _no_column(path: Path, name: str, columns: list[str]) -> str:
+def no_column(path: Path, name: str, columns: list[str]) -> str:
     """The message for a missing column, with the likely cause."""
     message = f"{path}: no column {name!r}; it has {', '.join(columns)}"
     folded = {c.strip().casefold(): c for c in columns}

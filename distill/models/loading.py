@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from distill import hub
 from distill.checks import UserError, expand
+from distill.models.cut import uncut
 from distill.models.engine import isolated_rng
 from distill.models.labels import all_matched, check_head, missing_names, order_of_unnamed, unnamed
 
@@ -168,6 +169,7 @@ def load_tokenizer(folder: Path, what: str) -> Any:
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, **SAFELY)
+            uncut(tokenizer)
             special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
             # For a folder without a vocabulary the library makes a tokenizer of the special tokens alone.
             empty = all(token in special or not token.strip("\u2581") for token in tokenizer.get_vocab())

@@ -251,7 +251,7 @@ def fit(
             f"{spec.what}: fine-tuning gave a loss or weights that are not finite by step {student.steps} "
             f"with lr={spec.lr:g}; lower its lr"
         ) from None
-    student.save(folder)
+    student.save(folder, cut=False)  # it is used by this project alone
     return {"steps": steps, "instances": len(data), "seconds": round(time.perf_counter() - started, 1)}
 
 
