@@ -41,10 +41,11 @@ from distill.checks import UserError
 from distill.process import TrainingBatch
 from distill.selection import FORMS, Fit
 from distill.settings import SB3_DEFAULTS, RunSettings, SB3Settings
+from envs.actions import subset_table
 from envs.core import Core
 from envs.credit import with_credit
 from envs.sb3 import SharedVecEnv
-from envs.wrappers import DiscreteSubsetsVector, TeacherWeightsVector, subset_table
+from envs.wrappers import DiscreteSubsetsVector, TeacherWeightsVector
 
 DISCRETE, CONTINUOUS, CONTRIB = ("dqn", "qrdqn"), ("sac", "td3"), ("trpo", "qrdqn")
 

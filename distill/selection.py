@@ -149,11 +149,15 @@ class Problem:
         mass = self.answered.sum(1)
         return np.log(self.gold.sum(1) / np.maximum(mass, 1) + FLOOR)
 
-    def reward(self, actions: np.ndarray) -> np.ndarray:
-        """Reward `[...,R]` of subsets or weights `[...,R,K]`. A choice that nobody answers counts as the empty subset."""
-        mass = (actions * self.answered).sum(-1)
-        chosen = np.log((actions * self.gold).sum(-1) / np.maximum(mass, 1e-12) + FLOOR)
-        return np.where(mass > 1e-9, chosen, self.everyone - EMPTY)
+    def reward(self, actions: np.ndarray, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Reward `[...,R]` of subsets or weights `[...,R,K]` on the instances `rows`, by default all of them.
+
+        A choice that nobody answers counts as the empty subset.
+        """
+        answered, gold, everyone = self.answered[rows], self.gold[rows], self.everyone[rows]
+        mass = (actions * answered).sum(-1)
+        chosen = np.log((actions * gold).sum(-1) / np.maximum(mass, 1e-12) + FLOOR)
+        return np.where(mass > 1e-9, chosen, everyone - EMPTY)
 
     @cached_property
     def subsets(self) -> np.ndarray:

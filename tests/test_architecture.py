@@ -38,12 +38,12 @@ ORDER = {
         ("distill.teachers.__main__",),
     ),
     "envs": (
-        ("envs", "envs.registry"),
+        ("envs", "envs.family", "envs.registry", "envs.actions"),
         ("envs.rewards", "envs.observations"),
         ("envs.credit",),
         ("envs.core",),
+        ("envs.rendering", "envs.arguments", "envs.wrappers", "envs.sb3"),
         ("envs.labels",),
-        ("envs.rendering", "envs.wrappers", "envs.sb3"),
         ("envs.teacher_select",),
     ),
     "agents": (
