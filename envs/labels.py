@@ -11,7 +11,7 @@ The best linear policy is known: it is what `distill.selection.fit_selector` fit
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,7 @@ from distill.process import Distillation, Prepared, TrainingBatch
 from distill.selection import Fit, Problem, fit_selector
 from distill.settings import ObservationSettings, RunSettings
 from envs import rendering
-from envs.actions import FORMS, Actions
+from envs.actions import FORMS, Actions, as_actions
 from envs.arguments import as_autoreset, as_settings, check_render_mode, restart_wanted
 from envs.core import Core, check_open, check_ready
 from envs.observations import PARTS, Observation, Part, View, parts_of
@@ -120,14 +120,18 @@ class Labels:
         parts = label_free_parts(settings.observation, self.process)
         self.observe = Observation(replace(settings.observation, parts=parts), self.process)
         self.actions = Actions(actions, self.process.num_teachers)
-        self.problem = self._problem("reward")
+        self._splits: dict[str, Problem] = {}
+        self.problem = self.split("reward")
         self._states = self.problem.states.astype(np.float32)
         self._values: deque[float] = deque(maxlen=SHOWN)
         self._rates: deque[np.ndarray] = deque(maxlen=SHOWN)
         self._closed = False
 
-    def _problem(self, role: str) -> Problem:
-        return problem_of(self.process, self.observe, role)
+    def split(self, role: str) -> Problem:
+        """All instances of the split `reward`, which the environment shows, or `dev`, which it does not."""
+        if role not in self._splits:
+            self._splits[role] = problem_of(self.process, self.observe, role)
+        return self._splits[role]
 
     @property
     def layout(self) -> dict[str, slice]:
@@ -139,22 +143,22 @@ class Labels:
         """The best linear policy: fitted exactly, with a ridge penalty by cross-validation."""
         return fit_selector(self.problem, forms=["taught"])
 
-    def score(self, policy: Callable[[np.ndarray], np.ndarray], role: str = "reward") -> float:
-        """Mean reward of a policy over all instances of a split, nats a label over all teachers.
+    def score(self, chosen: np.ndarray, role: str = "reward") -> float:
+        """Mean reward over all instances of a split, nats a label over all teachers.
 
         Args:
-            policy: from states `[R,S]` to one action a row, as `step` of the vector interface takes them.
-            role: `reward`, which the environment shows, or `dev`, which it does not.
+            chosen: subsets or weights `[R,K]`, one for each instance of `split(role)`.
+            role: `reward` or `dev`.
         """
-        problem = self.problem if role == "reward" else self._problem(role)
-        chosen = self.actions.decode(policy(problem.states.astype(np.float32)), (len(problem),))
-        return float((problem.reward(chosen) - problem.everyone).mean())
+        problem = self.split(role)
+        given = as_actions(chosen, problem.gold.shape, weights=True)
+        return float((problem.reward(given) - problem.everyone).mean())
 
-    def regret(self, policy: Callable[[np.ndarray], np.ndarray], role: str = "reward") -> float:
-        """Mean reward of the best linear policy minus that of `policy`, nats a label. Arguments as of `score`."""
-        problem = self.problem if role == "reward" else self._problem(role)
-        best = problem.reward(self.optimum.choose(problem.states, problem.answered > 0)) - problem.everyone
-        return float(best.mean()) - self.score(policy, role)
+    def regret(self, chosen: np.ndarray, role: str = "reward") -> float:
+        """Score of the best linear policy minus that of `chosen` `[R,K]`, nats a label."""
+        problem = self.split(role)
+        best = self.optimum.choose(problem.states, problem.answered > 0)
+        return self.score(best, role) - self.score(chosen, role)
 
     def render(self) -> Any:
         """A status line (`ansi`) or a figure `[H,W,3]` uint8 (`rgb_array`) of the last steps."""
