@@ -48,7 +48,7 @@ from distill.settings import SB3_DEFAULTS, RunSettings, SB3Settings
 from envs.actions import Actions, subset_table
 from envs.core import Core
 from envs.credit import with_credit
-from envs.labels import LabelsVectorEnv
+from envs.labels import Labels, LabelsVectorEnv
 from envs.sb3 import SharedVecEnv
 
 DISCRETE, CONTINUOUS, CONTRIB = ("dqn", "qrdqn"), ("sac", "td3"), ("trpo", "qrdqn")
@@ -297,14 +297,32 @@ def learn_on_labels(
 
     # 3. How good it is there, against the best linear policy.
     rule = FixedPolicy(model, decoder(env), "weights" if form == "weights" else "taught")
-    for role in ("reward", "dev"):
+    scores = label_scores(labels, rule)
+    report(
+        "on the labels, nats over all teachers: reward {reward:+.3f} (regret to the best linear policy {regret:.3f}), "
+        "dev {dev:+.3f} (fit by likelihood {fit:+.3f})".format(**scores)
+    )
+    return core, runs.Learnt(rule, kept["seconds"], 0, curve=kept["curve"], on_labels=scores)
+
+
+def label_scores(labels: Labels, rule: FixedPolicy) -> dict[str, float]:
+    """Mean reward of a policy over all labels of a split, nats over all teachers.
+
+    Returns:
+        `reward` and `dev`, its scores on these splits; `regret`, to the best linear policy on reward; `fit`, the score on
+        dev of the selector that is fitted by likelihood.
+    """
+
+    def chosen(role: str) -> np.ndarray:
         problem = labels.split(role)
-        chosen = rule.choose(problem.states.astype(np.float32), problem.answered > 0)
-        report(
-            f"{role} labels: {labels.score(chosen, role):+.3f} nats a label over all teachers, "
-            f"{labels.regret(chosen, role):.3f} below the best linear policy"
-        )
-    return core, runs.Learnt(rule, kept["seconds"], 0, curve=kept["curve"])
+        return rule.choose(problem.states.astype(np.float32), problem.answered > 0)
+
+    dev = labels.split("dev")
+    return {
+        **{role: labels.score(chosen(role), role) for role in ("reward", "dev")},
+        "regret": labels.regret(chosen("reward")),
+        "fit": labels.score(labels.fit.choose(dev.states, dev.answered > 0), "dev"),
+    }
 
 
 def _train(

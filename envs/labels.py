@@ -5,7 +5,8 @@ chosen teachers, minus that under all teachers, in nats. Every episode is one st
 a step costs microseconds. What is learnt here drives `TeacherSelect-v0`: the observation has the same parts in the same
 order, without those that read the label or the student.
 
-The best linear policy is known: it is what `distill.selection.fit_selector` fits. `regret` compares a policy with it.
+The best linear policy on these instances is known (`optimum`), and so is the one that is expected to be best on new ones
+(`fit`, the start of `agents/reinforce.py`). `regret` compares a policy with the first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gymnasium.vector.utils import batch_space
 
 from distill.checks import UserError, one_of
 from distill.process import Distillation, Prepared, TrainingBatch
-from distill.selection import Fit, Problem, fit_selector
+from distill.selection import Fit, Problem, best_linear, fit_selector
 from distill.settings import ObservationSettings, RunSettings
 from envs import rendering
 from envs.actions import FORMS, Actions, as_actions
@@ -140,7 +141,12 @@ class Labels:
 
     @cached_property
     def optimum(self) -> Fit:
-        """The best linear policy: fitted exactly, with a ridge penalty by cross-validation."""
+        """The best linear policy on the instances of the reward split."""
+        return best_linear(self.problem)
+
+    @cached_property
+    def fit(self) -> Fit:
+        """The linear policy with a ridge penalty by cross-validation, for new instances."""
         return fit_selector(self.problem, forms=["taught"])
 
     def score(self, chosen: np.ndarray, role: str = "reward") -> float:
@@ -154,11 +160,9 @@ class Labels:
         given = as_actions(chosen, problem.gold.shape, weights=True)
         return float((problem.reward(given) - problem.everyone).mean())
 
-    def regret(self, chosen: np.ndarray, role: str = "reward") -> float:
-        """Score of the best linear policy minus that of `chosen` `[R,K]`, nats a label."""
-        problem = self.split(role)
-        best = self.optimum.choose(problem.states, problem.answered > 0)
-        return self.score(best, role) - self.score(chosen, role)
+    def regret(self, chosen: np.ndarray) -> float:
+        """Score of the best linear policy on the reward split minus that of `chosen` `[R,K]`, nats a label."""
+        return self.optimum.gain - self.score(chosen)
 
     def render(self) -> Any:
         """A status line (`ansi`) or a figure `[H,W,3]` uint8 (`rgb_array`) of the last steps."""

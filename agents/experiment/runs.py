@@ -303,6 +303,8 @@ class Learnt:
     curve: list[dict[str, Any]] = field(default_factory=list)  # of training, one entry an episode
     final: Run | None = None  # the student to ship, where training left it; else the fixed policy trains one
     step_seconds: float = 0.0  # of the joint steps alone, without evaluations
+    # where it was trained on the labels alone: mean rewards and regret, nats a label (`agents.sb3.label_scores`)
+    on_labels: dict[str, float] | None = None
 
 
 def conclude(
@@ -340,6 +342,8 @@ def conclude(
         dev, weights = learnt.joint
         process.student.restore(weights)
         results["joint"] = {"dev": dev, **{t: process.evaluate(t) for t in process.task.tests}}
+    if learnt.on_labels is not None:
+        results["on_labels"] = learnt.on_labels
     results |= {name: scores_of(outcome) for name, outcome in done.items()}
     student = done["student"]
     results["selection"] = student.selected.summary()
