@@ -249,7 +249,7 @@ def test_no_old_name_is_used(page: str) -> None:
 
 def test_the_version_is_written_once() -> None:
     project = tomllib.loads(read("pyproject.toml"))
-    assert project["project"]["dynamic"] == ["version"]
+    assert project["project"]["dynamic"] == ["version", "readme"]
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "distill.__version__"}
     base = re.match(r"\d+\.\d+\.\d+", __version__)
     assert base is not None
