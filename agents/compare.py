@@ -26,7 +26,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from agents.cell import DEFAULT, entry_settings, identity
 from agents.experiment import advice, details, runs, ship
 from agents.experiment.grid import FORMAT, Cell, cores, run_grid
-from agents.experiment.launch import config_dir, job_title, launch, reproduce_line, run_folder
+from agents.experiment.launch import config_dir, job_title, launch, program, reproduce_line, run_folder
 from agents.experiment.report import page
 from agents.experiment.tables import against_baselines, print_against, print_rows, summarise, write_csv
 from agents.experiment.teachers import left_out_teachers, print_left_out, print_teachers
@@ -81,7 +81,7 @@ def _line(entry: str, seed: int, base: Sequence[str], threads: int | None) -> st
     """The command that gives one cell."""
     shown = [o for o in base if _key(o) not in keys_changing("nothing")]
     agents = f"agents=[{QuotedString(entry, Quote.double).with_quotes()}]"
-    line = ["python", "agents/compare.py", *config_dir(), *shown, agents, "seeds=1", f"seed={seed}"]
+    line = [*program("agents/compare.py"), *config_dir(), *shown, agents, "seeds=1", f"seed={seed}"]
     return shlex.join([*line, *([f"threads={threads}"] if threads else [])])  # threads change the last digits
 
 

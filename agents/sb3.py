@@ -8,6 +8,9 @@ Row i holds another instance at every step, so an episode is not the trajectory 
 (the default) a row is paid its own share at once, so gamma is 0. With `credit.name=shared` use `agent.params.gamma=1.0`.
 `VecMonitor` counts rows as episodes, not students; what counts is the table at the end.
 
+`agent.env=TeacherSelect/Labels-v0` trains on the labels of the reward split instead, in seconds and without a student. The
+policy that was learnt there then chooses the teachers of the student in `TeacherSelect-v0`.
+
 A run that is resumed repeats the training of its agent from the beginning, unless that had finished: the algorithms have no
 public way to save all of their state. Model files are zip archives with pickled parts: load only those you wrote.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.dqn.policies import DQNPolicy
 
 import envs  # noqa: F401  registers TeacherSelect-v0
@@ -41,12 +45,14 @@ from distill.process import TrainingBatch
 from distill.progress import Progress, expect
 from distill.selection import FORMS, Fit
 from distill.settings import SB3_DEFAULTS, RunSettings, SB3Settings
+from envs.actions import Actions, subset_table
 from envs.core import Core
 from envs.credit import with_credit
+from envs.labels import Labels, LabelsVectorEnv
 from envs.sb3 import SharedVecEnv
-from envs.wrappers import DiscreteSubsetsVector, TeacherWeightsVector, subset_table
 
 DISCRETE, CONTINUOUS, CONTRIB = ("dqn", "qrdqn"), ("sac", "td3"), ("trpo", "qrdqn")
+LABEL_ROWS = 64  # rows of TeacherSelect/Labels-v0
 
 
 def algorithm(name: str) -> Any:
@@ -60,6 +66,17 @@ def algorithm(name: str) -> Any:
     return {"trpo": sb3_contrib.TRPO, "qrdqn": sb3_contrib.QRDQN}[name]
 
 
+def action_form(name: str) -> str:
+    """The form of action that an algorithm supports, an argument of the environment."""
+    return "discrete" if name in DISCRETE else "weights" if name in CONTINUOUS else "subset"
+
+
+def decoder(env: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """From actions of an environment's rows to subsets or weights `[B,K]`."""
+    actions: Actions = env.unwrapped.actions
+    return lambda given: actions.decode(given, (len(given),))
+
+
 def architecture(name: str, policy: str) -> dict[str, Any]:
     """`policy_kwargs`: the paper's linear policy, or two hidden layers of 64; critics always have the hidden layers."""
     actor: list[int] = [] if policy == "linear" else [64, 64]
@@ -70,7 +87,7 @@ def architecture(name: str, policy: str) -> dict[str, Any]:
     return {"net_arch": {"pi": actor, "vf": [64, 64]}, "ortho_init": False}
 
 
-def make(settings: SB3Settings, policy: str, env: VecMonitor, seed: int) -> BaseAlgorithm:
+def make(settings: SB3Settings, policy: str, env: VecEnv, seed: int) -> BaseAlgorithm:
     """The model over the environment, on the CPU: its networks are far too small for anything else."""
     kwargs: dict[str, Any] = {
         "policy_kwargs": architecture(settings.name, policy),
@@ -111,14 +128,23 @@ def start_at(model: BaseAlgorithm, fit: Fit) -> bool:
     return False
 
 
-class Gains(BaseCallback):
-    """Records the gain of every episode, for the report, and shows the progress."""
+class Curve(BaseCallback):
+    """Records the mean gain of every episode, for the report, and shows the progress."""
 
     def __init__(self, shown: Progress) -> None:
         super().__init__()
         self.shown = shown
         self.curve: list[dict[str, Any]] = []
         self.total = 0.0
+
+    def end(self, gain: float) -> None:
+        """The end of an episode."""
+        self.curve.append({"episode": len(self.curve), "gain": gain})
+        self.total = 0.0
+
+
+class Gains(Curve):
+    """In TeacherSelect-v0: what the student gained."""
 
     def _on_step(self) -> bool:
         info = self.locals["infos"][0]  # all rows share one student
@@ -127,8 +153,25 @@ class Gains(BaseCallback):
         self.shown.update()
         self.total += float(info.get("gain", 0.0))
         if self.locals["dones"][0]:
-            self.curve.append({"episode": len(self.curve), "gain": self.total})
-            self.total = 0.0
+            self.end(self.total)
+        return True
+
+
+class LabelRewards(Curve):
+    """In TeacherSelect/Labels-v0, where an episode is a pass over the `size` instances: the mean reward."""
+
+    def __init__(self, shown: Progress, size: int) -> None:
+        super().__init__(shown)
+        self.size, self.rows = size, 0
+
+    def _on_step(self) -> bool:
+        rewards = self.locals["rewards"]
+        self.total += float(rewards.sum())
+        self.rows += len(rewards)
+        self.shown.update()
+        if self.rows >= self.size:
+            self.end(self.total / self.rows)
+            self.rows = 0
         return True
 
 
@@ -154,12 +197,16 @@ class FixedPolicy(Policy):
 
     def __call__(self, states: np.ndarray, batch: TrainingBatch) -> np.ndarray:
         """Subsets or weights `[B,K]`."""
+        return self.choose(states, batch.answered)
+
+    def choose(self, states: np.ndarray, answered: np.ndarray) -> np.ndarray:
+        """Subsets or weights `[B,K]`, where the teachers `answered` `[B,K]` have an answer."""
         if self.form == "subsets":
             return self.act(states)
         if isinstance(self.model.policy, ActorCriticPolicy):
-            return FORMS[self.form](self._probabilities(states), batch.answered)
+            return FORMS[self.form](self._probabilities(states), answered)
         given = self.act(states)
-        return np.where(batch.audible(given).any(1, keepdims=True), given, np.float32(1))
+        return np.where((given * answered).any(1, keepdims=True), given, np.float32(1))
 
     def _subsets(self, states: np.ndarray) -> np.ndarray:
         if isinstance(self.model.policy, ActorCriticPolicy):
@@ -186,16 +233,19 @@ def learn(settings: RunSettings, folder: Path, checkpoints: Checkpoints | None =
         raise UserError("agent=reinforce runs with python agents/reinforce.py; choose from " + ", ".join(SB3_DEFAULTS))
     settings = with_credit(settings, preferred="influence")
     algorithm(agent.name)  # a missing package is reported before anything is trained
+    if agent.on_labels:
+        return learn_on_labels(settings, agent, folder, checkpoints)
 
     # 1. The environment, with the action space that the algorithm needs.
-    env: Any = gym.make_vec("envs:TeacherSelect-v0", num_envs=settings.budget.batch_size, config=settings.to_config())
+    env: Any = gym.make_vec(
+        "envs:TeacherSelect-v0",
+        num_envs=settings.budget.batch_size,
+        config=settings.to_config(),
+        actions=action_form(agent.name),
+    )
     core: Core = env.unwrapped.core
-    decode: Callable[[np.ndarray], np.ndarray] = np.asarray
-    if agent.name in DISCRETE:
-        env = DiscreteSubsetsVector(env)
-        decode = env.actions
-    elif agent.name in CONTINUOUS:
-        env = TeacherWeightsVector(env)
+    budget = core.process.budget
+    steps = agent.joint_episodes * budget
 
     # 2. Training, or the policy of a training that had finished.
     model = make(agent, settings.policy, VecMonitor(SharedVecEnv(env)), settings.seed)
@@ -208,33 +258,92 @@ def learn(settings: RunSettings, folder: Path, checkpoints: Checkpoints | None =
     fit_s = time.perf_counter() - started
     kept: dict[str, Any] = {"curve": [], "seconds": 0.0, **stage.restore(policy=model.policy)}
     if not stage.finished:
-        kept |= _train(model, agent, core, folder, stage.purge_step)
+        shown = Progress("joint training", steps, budget=budget, trainings=agent.joint_episodes, plain=False)
+        kept |= _train(model, agent, steps * core.batch_size, Gains(shown), folder, stage.purge_step)
         model.save(folder / "model.zip")  # here, because a run that is resumed after training has only the policy
     stage.finish(model.num_timesteps, **{**kept, "policy": model.policy})
 
     # 3. What the run leaves behind.
-    state = {k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}
-    save_file(state, folder / "policy.safetensors")
-    rule = FixedPolicy(model, decode, runs.final_form(core, fit))
-    steps = agent.joint_episodes * core.process.budget
+    save_policy(model, folder)
+    rule = FixedPolicy(model, decoder(env), runs.final_form(core, fit))
     return core, runs.Learnt(rule, fit_s + kept["seconds"], steps, curve=kept["curve"])
 
 
+def save_policy(model: BaseAlgorithm, folder: Path) -> None:
+    """Write the policy's weights to `folder/policy.safetensors`."""
+    save_file({k: v.contiguous().clone() for k, v in model.policy.state_dict().items()}, folder / "policy.safetensors")
+
+
+def learn_on_labels(
+    settings: RunSettings, agent: SB3Settings, folder: Path, checkpoints: Checkpoints
+) -> tuple[Core, runs.Learnt]:
+    """`learn` on TeacherSelect/Labels-v0: one labelled reward instance a step, no student.
+
+    The student's environment has the parts of the observation that the policy has seen.
+    """
+    # 1. The environment of the labels, and the student's with the same observation.
+    form = action_form(agent.name)
+    env: Any = gym.make_vec("envs:TeacherSelect/Labels-v0", LABEL_ROWS, config=settings.to_config(), actions=form)
+    labels: LabelsVectorEnv = env.unwrapped
+    seen = replace(settings.observation, parts=list(labels.observe.parts))
+    core = Core(replace(settings, observation=seen))
+    checkpoints.attach(core.process)
+
+    # 2. Training, or the policy of a training that had finished.
+    model = make(agent, settings.policy, SharedVecEnv(env), settings.seed)
+    stage = checkpoints.stage("training")
+    kept: dict[str, Any] = {"curve": [], "seconds": 0.0, **stage.restore(policy=model.policy)}
+    if not stage.finished:
+        total = agent.passes * len(labels.problem)
+        callback = LabelRewards(Progress("training on the labels", -(-total // LABEL_ROWS)), len(labels.problem))
+        kept |= _train(model, agent, total, callback, folder, stage.purge_step)
+        model.save(folder / "model.zip")
+    stage.finish(model.num_timesteps, **{**kept, "policy": model.policy})
+    save_policy(model, folder)
+
+    # 3. How good it is there, against the best linear policy.
+    rule = FixedPolicy(model, decoder(env), "weights" if form == "weights" else "taught")
+    scores = label_scores(labels, rule)
+    report(
+        "on the labels, nats over all teachers: reward {reward:+.3f} (regret to the best linear policy {regret:.3f}), "
+        "dev {dev:+.3f} (fit by likelihood {fit:+.3f})".format(**scores)
+    )
+    return core, runs.Learnt(rule, kept["seconds"], 0, curve=kept["curve"], on_labels=scores)
+
+
+def label_scores(labels: Labels, rule: FixedPolicy) -> dict[str, float]:
+    """Mean reward of a policy over all labels of a split, nats over all teachers.
+
+    Returns:
+        `reward` and `dev`, its scores on these splits; `regret`, to the best linear policy on reward; `fit`, the score on
+        dev of the selector that is fitted by likelihood.
+    """
+
+    def chosen(role: str) -> np.ndarray:
+        problem = labels.split(role)
+        return rule.choose(problem.states.astype(np.float32), problem.answered > 0)
+
+    dev = labels.split("dev")
+    return {
+        **{role: labels.score(chosen(role), role) for role in ("reward", "dev")},
+        "regret": labels.regret(chosen("reward")),
+        "fit": labels.score(labels.fit.choose(dev.states, dev.answered > 0), "dev"),
+    }
+
+
 def _train(
-    model: BaseAlgorithm, agent: SB3Settings, core: Core, folder: Path, purge_step: int | None
+    model: BaseAlgorithm, agent: SB3Settings, total: int, callback: Curve, folder: Path, purge_step: int | None
 ) -> dict[str, Any]:
-    """Train the model for the agent's episodes; returns the gains by episode (`curve`) and the `seconds` it took."""
+    """Train the model for `total` rows; returns the curve of the callback and the `seconds` it took."""
     runs.event_writer(folder, purge_step).close()  # reports a folder that cannot be written
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
-    budget, episodes, started = core.process.budget, agent.joint_episodes, time.perf_counter()
-    steps = episodes * budget
+    started = time.perf_counter()
     try:
-        with Progress("joint training", steps, budget=budget, trainings=episodes, plain=False) as shown:
-            gains = Gains(shown)
-            model.learn(steps * core.batch_size, gains)
+        with callback.shown:
+            model.learn(total, callback)
     finally:  # a policy that is not finite is the cause of whatever else was raised
         check_policy(model, agent)
-    return {"curve": gains.curve, "seconds": time.perf_counter() - started}
+    return {"curve": callback.curve, "seconds": time.perf_counter() - started}
 
 
 def run(config: dict[str, Any]) -> None:

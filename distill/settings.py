@@ -654,13 +654,29 @@ class SB3Settings(AgentSettings):
     name: str = option("ppo", f"one of {', '.join(SB3_DEFAULTS)}")
     lr: float | None = option(None, "learning rate; null: the algorithm's default here (ppo and a2c 0.01, else 0.003)")
     params: dict[str, Any] = option({}, "constructor arguments of the algorithm, over the defaults here")
+    env: str = option(
+        "TeacherSelect-v0",
+        "what it is trained on: TeacherSelect-v0, or TeacherSelect/Labels-v0 (the labels of the reward split, without a "
+        "student; agent.start is not used, and an episode is a pass over the split; episodes=null: 100)",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self.name, tuple(SB3_DEFAULTS), "agent")
+        one_of(self.env, ("TeacherSelect-v0", "TeacherSelect/Labels-v0"), "agent.env")
         lr, params = SB3_DEFAULTS[self.name]
         self.lr = lr if self.lr is None else self.lr
         self.params = {**params, **self.params}
+
+    @property
+    def on_labels(self) -> bool:
+        """Whether it is trained on the labels of the reward split, without a student."""
+        return self.env != "TeacherSelect-v0"
+
+    @property
+    def passes(self) -> int:
+        """Passes over the reward split of a training on labels, the default included."""
+        return 100 if self.episodes is None else self.episodes
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

@@ -329,22 +329,3 @@ def check_ready(ready: bool) -> None:
     """Raise Gymnasium's `ResetNeeded` unless an episode is running."""
     if not ready:
         raise gym.error.ResetNeeded("no episode is running: call reset() first")
-
-
-def as_actions(action: Any, shape: tuple[int, ...], weights: bool = False) -> np.ndarray:
-    """Subsets as float32 0/1 from int8, bool or float input, or weights as they are.
-
-    Raises:
-        ValueError: for another shape, a value other than 0 and 1, or a weight outside [0, 1].
-    """
-    array = np.asarray(action)
-    if array.shape != shape:
-        raise ValueError(f"action has shape {array.shape}, expected {shape}: one bit per teacher")
-    if weights:
-        if not ((array >= 0) & (array <= 1)).all():
-            raise ValueError(f"action {array.tolist()} holds a weight outside [0, 1]")
-        return array.astype(np.float32)
-    on = array == 1
-    if not (on | (array == 0)).all():
-        raise ValueError(f"action {array.tolist()} holds something other than 0 and 1")
-    return on.astype(np.float32)

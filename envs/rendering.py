@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,22 +38,39 @@ def status(core: Core) -> str:
 
 def figure(core: Core) -> np.ndarray:
     """V over student steps, and how often each teacher was chosen: uint8 `[240, 480, 3]`."""
+    log = core.shown
+    rates = np.array([(a > 0).mean(0) for a in log.actions])
+    return panels(log.values, "V on the reward split", rates, core.process.signals.names, "student step")
+
+
+def panels(
+    values: Sequence[tuple[float, float]], title: str, rates: np.ndarray, names: Sequence[str], steps: str
+) -> np.ndarray:
+    """A curve of `values` (step, value) beside how often each teacher was chosen: uint8 `[240, 480, 3]`.
+
+    Args:
+        title: of the curve.
+        rates: share of the rows in which each teacher was chosen, `[T,K]`; drawn as means over `WINDOW` steps.
+        names: of the K teachers.
+        steps: what a step is called.
+
+    Raises:
+        UserError: without matplotlib.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("render_mode=rgb_array needs matplotlib: pip install 'teacher-select[report]'") from None
-    log = core.shown
     drawing = Figure(figsize=(4.8, 2.4), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(drawing)
     left, right = drawing.subplots(1, 2)
-    if log.values:
-        left.plot(*zip(*log.values, strict=True), lw=1)
-    left.set_title("V on the reward split", fontsize=8)
-    if log.actions:
-        on: Any = np.mean([a > 0 for a in log.actions], 1)
-        kernel = np.ones(min(WINDOW, len(on)))
-        for name, rate in zip(core.process.signals.names, on.T, strict=True):
+    if values:
+        left.plot(*zip(*values, strict=True), lw=1)
+    left.set_title(title, fontsize=8)
+    if len(rates):
+        kernel = np.ones(min(WINDOW, len(rates)))
+        for name, rate in zip(names, rates.T, strict=True):
             smooth = np.convolve(rate, kernel, "full")[: len(rate)] / np.minimum(
                 np.arange(1, len(rate) + 1), len(kernel)
             )
@@ -61,7 +79,7 @@ def figure(core: Core) -> np.ndarray:
     right.set_ylim(0, 1)
     right.set_title("teachers chosen", fontsize=8)
     for axes in (left, right):
-        axes.set_xlabel("student step", fontsize=7)
+        axes.set_xlabel(steps, fontsize=7)
         axes.tick_params(labelsize=6)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -16,71 +16,19 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-import configs
 from distill.checks import UserError, one_of
-from distill.settings import RunSettings
 from distill.state import Array, check_state, is_flag, is_generator, pack, unpack
 from envs import rendering
-from envs.core import Core, State, as_actions, check_open, check_ready
-
-
-def as_settings(
-    config: dict[str, Any] | None, task: str | None, teachers: str | None, student: str | None, overrides: Sequence[str]
-) -> RunSettings:
-    """The settings behind an environment's arguments: a whole configuration, or names of groups plus overrides."""
-    if config is not None:
-        if task or teachers or student or overrides:
-            raise UserError("give either config or task/teachers/student/overrides, not both")
-        return RunSettings.from_config(config)
-    groups = {"task": task, "teachers": teachers, "student": student}
-    return RunSettings.from_config(configs.compose([*(f"{k}={v}" for k, v in groups.items() if v), *overrides]))
-
-
-def restart_wanted(options: dict[str, Any] | None, rows: int | None = None) -> bool:
-    """Whether a reset returns to the warm start. `options={"student": "continue"}` keeps the student (the paper's joint mode).
-
-    Args:
-        options: of `reset`.
-        rows: B of the vector interface, which also takes Gymnasium's `reset_mask`, of all rows; None: the single interface.
-
-    Raises:
-        UserError: for an unknown option, or a mask that leaves rows out.
-    """
-    for key in options or {}:
-        one_of(key, ("student",) if rows is None else ("student", "reset_mask"), "reset option")
-    mode = (options or {}).get("student", "restart")
-    one_of(mode, ("restart", "continue"), "reset option student")
-    mask = (options or {}).get("reset_mask")
-    if mask is not None:
-        mask = np.asarray(mask)
-        if mask.dtype != bool or mask.shape != (rows,):
-            raise UserError(f"reset option reset_mask is {mask.dtype} {list(mask.shape)}; give bool [{rows}], all true")
-        if not mask.all():
-            raise UserError(
-                f"reset option reset_mask resets {int(mask.sum())} of {rows} rows, which share one student and end "
-                "together; reset all rows"
-            )
-    return bool(mode == "restart")
-
-
-def as_autoreset(mode: str | AutoresetMode) -> AutoresetMode:
-    """An autoreset mode from its name or from Gymnasium's enum; `UserError` for one that is not supported."""
-    name = mode.name.lower() if isinstance(mode, AutoresetMode) else mode
-    one_of(name, ("same_step", "disabled"), "autoreset_mode")
-    return AutoresetMode[name.upper()]
-
-
-def check_render_mode(mode: str | None) -> str | None:
-    """The render mode, if it is a known one; `UserError` otherwise."""
-    if mode is not None:
-        one_of(mode, rendering.MODES, "render_mode")
-    return mode
+from envs.actions import FORMS, Actions
+from envs.arguments import as_autoreset, as_settings, check_render_mode, restart_wanted
+from envs.core import Core, State, check_open, check_ready
 
 
 class Interface:
     """What the single and the vector interface share: rendering, state, forks and replay, all by their `core`."""
 
     core: Core
+    actions: Actions
     render_mode: str | None
     np_random: np.random.Generator
 
@@ -92,15 +40,15 @@ class Interface:
     def action_masks(self) -> np.ndarray:
         """Which values each bit of the next action may take, for algorithms that mask invalid actions (MaskablePPO).
 
-        Two entries a teacher, for off and on. Off is always allowed; on is where the teacher has an answer.
+        Two entries a teacher, for off and on. Off is always allowed; on is where the teacher has an answer. With
+        `actions="discrete"` one entry a subset, true where all of its teachers have an answer.
 
         Returns:
-            Bool `[2*K]` for the coming instance, and `[B,2*K]` from the vector interface.
+            Bool `[2*K]` or `[2^K]` for the coming instance, and with rows `[B,...]` from the vector interface.
         """
         check_ready(self.running)
         assert self.core.process.batch is not None
-        answered = self.core.process.batch.answered
-        return self._own_rows(np.stack([np.ones_like(answered), answered], -1).reshape(len(answered), -1))
+        return self._own_rows(self.actions.masks(self.core.process.batch.answered))
 
     @property
     def running(self) -> bool:
@@ -182,8 +130,10 @@ class TeacherSelectEnv(Interface, gym.Env[np.ndarray, np.ndarray]):
     """One instance a step.
 
     Args:
-        task, teachers, student: names of options of these configuration groups. None: the bundled task's.
+        task, teachers, student, experiment: names of options of these configuration groups. None: the bundled task's.
         overrides: further overrides, as on the command line (`["budget.steps=100"]`).
+        config_dir: a folder of your own with more YAML files, as `--config-dir` on the command line.
+        actions: `subset` (one bit for each teacher), `discrete` (the number of a subset) or `weights` (in [0, 1]).
         config: a whole configuration instead of names.
         render_mode: None, `ansi` (a status line) or `rgb_array` (a small figure; needs matplotlib).
 
@@ -201,11 +151,18 @@ class TeacherSelectEnv(Interface, gym.Env[np.ndarray, np.ndarray]):
         overrides: Sequence[str] = (),
         config: dict[str, Any] | None = None,
         render_mode: str | None = None,
+        experiment: str | None = None,
+        config_dir: str | None = None,
+        actions: str = "subset",
     ) -> None:
         self.render_mode = check_render_mode(render_mode)
-        self.core = Core(as_settings(config, task, teachers, student, overrides))
+        groups = {"task": task, "teachers": teachers, "student": student, "experiment": experiment}
+        settings = as_settings(config, overrides, config_dir, **groups)
+        one_of(actions, FORMS, "actions")  # before anything is computed
+        self.core = Core(settings)
+        self.actions = Actions(actions, self.core.process.num_teachers)
         self.observation_space = self.core.observe.space
-        self.action_space = gym.spaces.MultiBinary(self.core.process.num_teachers)
+        self.action_space = self.actions.space
         self._states: np.ndarray | None = None
         self._actions: list[np.ndarray] = []
         self._closed = False
@@ -226,7 +183,7 @@ class TeacherSelectEnv(Interface, gym.Env[np.ndarray, np.ndarray]):
         check_open(self._closed)
         check_ready(self._states is not None)
         assert self._states is not None
-        self._actions.append(as_actions(action, (self.core.process.num_teachers,), self.core.weights))
+        self._actions.append(self.actions.decode(action, weights=self.core.weights))
         if len(self._actions) < self.core.batch_size:
             return self._states[len(self._actions)].copy(), 0.0, False, False, self._info()
         self._states, rewards, done, info = self.core.step(np.stack(self._actions))
@@ -284,10 +241,16 @@ class TeacherSelectEnv(Interface, gym.Env[np.ndarray, np.ndarray]):
 class TeacherSelectVectorEnv(Interface, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """One batch a step: the `num_envs` rows share one student, and episodes of all rows end together.
 
-    Batches are always full: the epochs' permutations follow each other without a gap. Autoreset is SAME_STEP: the step
-    that ends an episode returns the first states of the next one, with the last states in `info["final_obs"]`. With
-    `autoreset_mode="disabled"` (or Gymnasium's enum) the caller resets, and may look at the trained student before. Other
-    arguments as of `TeacherSelectEnv`; `num_envs` is the student's batch size.
+    Batches are always full: the epochs' permutations follow each other without a gap. `num_envs` is the student's batch
+    size. `autoreset_mode` is one of these words, or Gymnasium's enum:
+
+    - `same_step`: the step that ends an episode returns the first states of the next one, with the last states in
+      `info["final_obs"]`.
+    - `next_step`: the step after the end ignores its actions, and returns the first states and rewards of 0. The student
+      does not step.
+    - `disabled`: the caller resets, and may look at the trained student before.
+
+    Other arguments as of `TeacherSelectEnv`.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012  as Gymnasium declares it
@@ -306,18 +269,26 @@ class TeacherSelectVectorEnv(Interface, VectorEnv[np.ndarray, np.ndarray, np.nda
         config: dict[str, Any] | None = None,
         render_mode: str | None = None,
         autoreset_mode: str | AutoresetMode = "same_step",
+        experiment: str | None = None,
+        config_dir: str | None = None,
+        actions: str = "subset",
     ) -> None:
         self.autoreset_mode = as_autoreset(autoreset_mode)
         self.render_mode = check_render_mode(render_mode)
-        self.core = Core(as_settings(config, task, teachers, student, overrides), num_envs)
+        groups = {"task": task, "teachers": teachers, "student": student, "experiment": experiment}
+        settings = as_settings(config, overrides, config_dir, **groups)
+        one_of(actions, FORMS, "actions")  # before anything is computed
+        self.core = Core(settings, num_envs)
+        self.actions = Actions(actions, self.core.process.num_teachers)
         self.num_envs = self.core.batch_size
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = self.core.observe.space
-        self.single_action_space = gym.spaces.MultiBinary(self.core.process.num_teachers)
+        self.single_action_space = self.actions.space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._restart = True
         self._ready = False
+        self._ended = False  # whether the coming step is the reset of NEXT_STEP
 
     def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -331,18 +302,25 @@ class TeacherSelectVectorEnv(Interface, VectorEnv[np.ndarray, np.ndarray, np.nda
         return self._begin()
 
     def _begin(self) -> tuple[np.ndarray, dict[str, Any]]:
+        self._ended = False
         states = self.core.begin(int(self.np_random.integers(2**31)), self._restart)
         return states, self._masked({"instance": self.core.instances()})
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Choose the teachers of the whole batch, `[num_envs, K]`; the student takes one step."""
+        """Choose the teachers of the whole batch, one action a row; the student takes one step."""
         check_open(self.closed)
         check_ready(self._ready)
-        shape = (self.num_envs, self.core.process.num_teachers)
-        states, rewards, done, info = self.core.step(as_actions(actions, shape, self.core.weights))
+        never = np.zeros(self.num_envs, bool)
+        if self._ended:  # NEXT_STEP: this step is the reset
+            states, out = self._begin()
+            return states, np.zeros(self.num_envs), never, never.copy(), out
+        chosen = self.actions.decode(actions, (self.num_envs,), self.core.weights)
+        states, rewards, done, info = self.core.step(chosen)
         out = self._masked({"instance": self.core.instances(), **info})
         if done and self.autoreset_mode is AutoresetMode.DISABLED:
             self._ready = False
+        elif done and self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._ended = True
         elif done:
             final = out
             last = states
@@ -351,7 +329,7 @@ class TeacherSelectVectorEnv(Interface, VectorEnv[np.ndarray, np.ndarray, np.nda
                 "final_info": final,
                 "_final_info": np.ones(self.num_envs, bool),
             }
-        return states, rewards, np.full(self.num_envs, done), np.zeros(self.num_envs, bool), out
+        return states, rewards, np.full(self.num_envs, done), never, out
 
     @property
     def running(self) -> bool:
@@ -366,13 +344,15 @@ class TeacherSelectVectorEnv(Interface, VectorEnv[np.ndarray, np.ndarray, np.nda
         return {**info, **{f"_{key}": np.ones(self.num_envs, bool) for key in info}}
 
     def _own_state(self) -> dict[str, Any]:
-        """Whether an episode is running, and whether resets return to the warm start."""
-        return {"kind": "vector", "running": self._ready, "restart": self._restart}
+        """Whether an episode is running, whether resets return to the warm start, and whether the next step is a reset."""
+        own = {"kind": "vector", "running": self._ready, "restart": self._restart}
+        return own | ({"ended": self._ended} if self.autoreset_mode is AutoresetMode.NEXT_STEP else {})
 
     def _own_template(self) -> dict[str, Any]:
         """The form of `_own_state()`."""
-        return {"kind": lambda v: v == "vector", "running": is_flag, "restart": is_flag}
+        ended = {"ended": is_flag} if self.autoreset_mode is AutoresetMode.NEXT_STEP else {}
+        return {"kind": lambda v: v == "vector", "running": is_flag, "restart": is_flag, **ended}
 
     def _restore(self, own: dict[str, Any]) -> None:
         """Continue from `_own_state()`."""
-        self._ready, self._restart = own["running"], own["restart"]
+        self._ready, self._restart, self._ended = own["running"], own["restart"], own.get("ended", False)

@@ -13,17 +13,7 @@ from gymnasium.vector import VectorActionWrapper, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from distill.checks import UserError
-
-MOST_TEACHERS = 6  # 2^6 = 64 actions; beyond it a discrete space learns nothing within our budgets
-
-
-def subset_table(teachers: int) -> np.ndarray:
-    """All subsets, int8 `[2^K, K]`; bit k of the row's number says whether teacher k is on."""
-    if teachers > MOST_TEACHERS:
-        raise UserError(
-            f"a discrete action space over {teachers} teachers has 2^{teachers} actions; at most {MOST_TEACHERS} teachers"
-        )
-    return (np.arange(2**teachers)[:, None] >> np.arange(teachers) & 1).astype(np.int8)
+from envs.actions import subset_table
 
 
 def _teachers(space: gym.Space[Any]) -> int:

@@ -41,18 +41,18 @@ ORDER = {
         ("distill.teachers.__main__",),
     ),
     "envs": (
-        ("envs", "envs.registry"),
+        ("envs", "envs.family", "envs.registry", "envs.actions"),
         ("envs.rewards", "envs.observations"),
         ("envs.credit",),
         ("envs.core",),
+        ("envs.rendering", "envs.arguments", "envs.wrappers", "envs.sb3"),
         ("envs.labels",),
-        ("envs.rendering", "envs.wrappers", "envs.sb3"),
         ("envs.teacher_select",),
     ),
     "agents": (
         ("agents", "agents.experiment"),
         ("agents.rules",),
-        ("agents.reinforce", "agents.sb3"),
+        ("agents.evaluate", "agents.reinforce", "agents.sb3"),
         ("agents.cell",),
         ("agents.compare",),
     ),
@@ -180,7 +180,7 @@ def test_no_agent_is_named_as_a_library() -> None:
     own = {p.stem for p in (ROOT / "agents").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()} - {
         "__init__"
     }
-    ours = {"agents", "configs", "distill", "envs"}
+    ours = {"agents", "configs", "distill", "envs", "teacher_select"}
     libraries = {n for n in importlib.metadata.packages_distributions() if n not in ours}
     assert {"torch", "numpy", "gymnasium"} <= libraries
     assert own

@@ -201,10 +201,8 @@ def test_program(page, place, desk, tiny_overrides, tmp_path):
     """Run a program as it is, with a smaller bundled task."""
     code = blocks(page)[place][1]
     sizes = [o for o in tiny_overrides if not o.startswith("budget.batch_size")]
-    if "overrides=[" in code:
-        code = code.replace("overrides=[", f"overrides=[*{sizes!r}, ")
-    else:
-        code = code.replace('"TeacherSelect-v0"', f'"TeacherSelect-v0", overrides={sizes!r}')
+    plain = re.sub(r'("TeacherSelect(/Labels)?-v0")(?![^\n]*overrides=)', rf"\1, overrides={sizes!r}", code)
+    code = re.sub(r"overrides=\[(?!')", lambda _: f"overrides=[*{sizes!r}, ", plain)
     shutil.copytree(desk, tmp_path / "desk")
     done = subprocess.run(
         [sys.executable, "-c", code],

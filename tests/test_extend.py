@@ -132,6 +132,44 @@ def test_add_a_rule(extension, tiny_overrides, tmp_path) -> None:
     assert 0 < ours["mean_size"] < control["mean_size"] == 4
 
 
+LEARNER = """
+    import numpy as np
+    from agents.rules import Rule
+
+    class Learner(Rule):
+        labels = "reward"
+        needs_states = True
+
+        def __init__(self, core, seed):
+            super().__init__(core, seed)
+            rng = np.random.default_rng(seed)
+            states = core.begin(seed)  # an episode of its own; the students that count start again
+            self.value, done = np.zeros(core.process.num_teachers), False
+            while not done:
+                chosen = (rng.random((len(states), len(self.value))) < 0.5).astype(np.float32)
+                states, rewards, done, _ = core.step(chosen)
+                self.value += ((chosen - 0.5) * rewards[:, None]).sum(0)
+
+        def __call__(self, states, batch):
+            on = self.value >= np.median(self.value)
+            return np.tile(on.astype(np.float32), (len(states), 1))
+"""
+
+
+def test_add_an_agent(extension, tiny_config, tmp_path) -> None:
+    """It plays an episode at random, and then uses the better half of the teachers."""
+    from agents.cell import entry_settings
+    from agents.evaluate import evaluate
+
+    extension(LEARNER)
+    settings = entry_settings("my_ext:Learner", ["experiment=tiny", "budget.steps=6", "reward.every=1"])
+    assert settings.budget.steps == 6
+    short = ["budget.steps=6", "reward.every=1", "credit.name=influence"]
+    scores = evaluate("my_ext:Learner", "TeacherSelect/Tiny-v0", seeds=[3], overrides=short)
+    assert scores.seeds[0].seed == 3
+    assert sorted(scores.seeds[0].chosen) == [0, 0, 1, 1]
+
+
 def test_add_an_observation_part(extension, tiny_config) -> None:
     """How many teachers agree with the most common answer."""
     extension("""

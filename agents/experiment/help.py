@@ -40,10 +40,11 @@ MORE = {
 
 def help_text(config: str, script: str) -> str:
     """What `python agents/SCRIPT --help` prints; `config` is the primary configuration."""
+    program = script if script.startswith("teacher-select") else f"python agents/{script}"
     lines = [
         f"TeacherSelect: {USAGE[config]}",
         "",
-        f"usage: python agents/{script} [group=option] [key=value] ...",
+        f"usage: {program} [group=option] [key=value] ...",
         "",
         "Give settings as key=value. Without any, the bundled offline task runs.",
         "  data_dir=FOLDER                    official GLUE folders (or the environment variable TEACHER_SELECT_DATA)",

@@ -138,7 +138,13 @@ def job_title() -> str:
 def reproduce_line(script: str, left_out: Sequence[str]) -> str:
     """The command that gives this run again: the script and the overrides it was called with, but for some keys."""
     overrides = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in left_out]
-    return shlex.join(["python", script, *config_dir(), *overrides])
+    return shlex.join([*program(script), *config_dir(), *overrides])
+
+
+def program(script: str) -> list[str]:
+    """The words that start a script as it was started here: `python agents/NAME.py` or `teacher-select NAME`."""
+    words = sys.argv[0].split()
+    return words if words[:1] == ["teacher-select"] else ["python", script]
 
 
 def config_dir() -> list[str]:

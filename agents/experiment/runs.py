@@ -32,7 +32,7 @@ from distill.losses import label_loss
 from distill.process import Distillation, TrainingBatch
 from distill.progress import Progress, expect
 from distill.selection import Fit, fit_selector
-from distill.settings import RunSettings, TeachersSettings, keys_changing
+from distill.settings import RunSettings, SB3Settings, TeachersSettings, keys_changing
 from distill.state import Stateful
 from envs.core import Core
 from envs.labels import label_problem
@@ -329,6 +329,8 @@ class Learnt:
     curve: list[dict[str, Any]] = field(default_factory=list)  # of training, one entry an episode
     final: Run | None = None  # the student to ship, where training left it; else the fixed policy trains one
     step_seconds: float = 0.0  # of the joint steps alone, without evaluations
+    # where it was trained on the labels alone: mean rewards and regret, nats a label (`agents.sb3.label_scores`)
+    on_labels: dict[str, float] | None = None
 
 
 def conclude(
@@ -362,6 +364,8 @@ def conclude(
         dev, weights = learnt.joint
         process.student.restore(weights)
         results["joint"] = {"dev": dev, **{t: process.evaluate(t) for t in process.task.tests}}
+    if learnt.on_labels is not None:
+        results["on_labels"] = learnt.on_labels
     results |= {name: scores_of(outcome) for name, outcome in done.items()}
     student = done["student"]
     share = advice.equals_all(process, student.selected.last)
@@ -427,9 +431,10 @@ def _follow_all(
 
 def trainings_of(settings: RunSettings) -> int:
     """How often a run trains a student for the whole budget: joint episodes, the control, the fixed policy, an oracle."""
-    task = settings.task
-    oracle = settings.agent.oracle and (task.name != "files" or task.owner is not None)
-    return settings.agent.joint_episodes + 2 + oracle
+    task, agent = settings.task, settings.agent
+    oracle = agent.oracle and (task.name != "files" or task.owner is not None)
+    joint = 0 if isinstance(agent, SB3Settings) and agent.on_labels else agent.joint_episodes
+    return joint + 2 + oracle
 
 
 def _ship(process: Distillation, settings: RunSettings, results: dict[str, Any], run: Run, folder: Path) -> None:

@@ -164,7 +164,7 @@ def test_an_unknown_keyword_is_named():
     [
         ({"num_envs": 0}, ["0"]),
         ({"num_envs": -3}, ["-3"]),
-        ({"autoreset_mode": "next_step"}, ["autoreset_mode", "next_step", "same_step"]),
+        ({"autoreset_mode": "later"}, ["autoreset_mode", "later", "same_step"]),
     ],
     ids=str,
 )
