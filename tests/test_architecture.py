@@ -48,6 +48,7 @@ ORDER = {
         ("envs.rendering", "envs.arguments", "envs.wrappers", "envs.sb3"),
         ("envs.labels",),
         ("envs.teacher_select",),
+        ("envs.leaderboard",),
     ),
     "agents": (
         ("agents", "agents.experiment"),
