@@ -25,6 +25,10 @@ COMMANDS = {
     "sb3": ("agents.sb3", "train an agent of Stable-Baselines3"),
     "compare": ("agents.compare", "compare rules and agents over seeds"),
     "teachers": ("distill.teachers", "look at the teachers before training: can choosing among them help?"),
+    "predict": ("distill.predict", "a student's answers for a table of texts"),
+    "export": ("distill.export", "a student as an ONNX file"),
+    "cache": ("distill.cache", "list what the caches hold, or remove what was not used for long"),
+    "leaderboard": ("envs.leaderboard", "replay the actions of a policy and keep its score"),
 }
 
 
@@ -77,11 +81,11 @@ def _usage() -> str:
     lines = [f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: teacher-select COMMAND [key=value] ...",
+            "usage: teacher-select COMMAND ...",
             "",
             *lines,
             "",
-            "teacher-select COMMAND --help lists the settings",
+            "teacher-select COMMAND --help explains a command and its settings",
         ]
     )
 
