@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from agents import compare
 from agents.cell import run_cell
 from agents.experiment import launch, stats, teachers
+from agents.experiment.details import pooled
 from agents.experiment.report import page
 from distill.checks import UserError
 from distill.process import Prepared
@@ -125,8 +127,6 @@ def test_errors_of_all_seeds_are_added_up(done):
     found: dict[str, Any] = comparison["details"]["test"]["control"]
     assert np.sum(found["confusion"]) == sum(bin["count"] for bin in found["reliability"]) == 80
     twice = [results[0], {**results[0], "seed": 1}]
-    from agents.experiment.details import pooled
-
     both = pooled(twice, "test")["control"]
     assert np.array_equal(both["confusion"], 2 * np.array(found["confusion"]))
     assert both["macro"] == pytest.approx(found["macro"])
@@ -136,11 +136,16 @@ def test_errors_of_all_seeds_are_added_up(done):
 def test_the_report_shows_smaller_pools(done, prepared, tmp_path):
     pytest.importorskip("jinja2", reason="needs the extra report")
     pytest.importorskip("matplotlib", reason="needs the extra report")
-    from pathlib import Path
-
     cells, results, comparison = done
     places = {(c.entry, c.seed): Path(c.folder) for c in cells}
-    page.write(tmp_path / "report", comparison, results, places, prepared)
+    key = next(k for k in places if k[0].startswith("without:film"))
+    arrays = dict(np.load(places[key] / "choices.npz"))
+    arrays["last"][:, 0] = 0  # food is never chosen: else this policy takes all teachers, and has no figure
+    places[key] = tmp_path
+    np.savez(tmp_path / "choices.npz", **arrays)
+    text = page.write(tmp_path / "report", comparison, results, places, prepared).read_text()
     rates = pd.read_csv(tmp_path / "report" / "selection-class.csv")
     left_out = rates[rates["agent"].str.startswith("without:film")]
     assert set(left_out["teacher"]) == {"food", "hotel", "electronics"}
+    assert set(left_out[left_out["rate"] == 0]["teacher"]) == {"food"}
+    assert "how many" in text, "what a teacher adds is explained"
