@@ -130,6 +130,8 @@ def small(line: str, tiny: list[str], folder: Path) -> list[str]:
         }[name]
     if words[-1] == "--help" or words[2] in ("distill.cache", "distill.predict", "distill.export"):
         return words
+    if words[2] == "envs.leaderboard":  # tests/envs/test_leaderboard.py records the episodes that it needs
+        return [*words[:4], "--help"]
     learns = any(w.startswith("agent=") or w == "agents/reinforce.py" for w in words)
     more = ["agent.episodes=1"] if learns else []
     if "task=files" in words:
