@@ -332,7 +332,13 @@ def test_every_setting_says_what_it_changes_and_what_it_is() -> None:
     scopes = dict(leaves(RunSettings))
     assert len(scopes) > 70
     assert {n: c for n, c in scopes.items() if c not in (*SCOPES, *OUTSIDE)} == {}
-    assert {n for n, c in scopes.items() if c == "nothing"} == {"data_dir", "home", "resume", "checkpoint_every", "ship"}
+    assert {n for n, c in scopes.items() if c == "nothing"} == {
+        "data_dir",
+        "home",
+        "resume",
+        "checkpoint_every",
+        "ship",
+    }
     assert {n for n, c in scopes.items() if c == "machine"} == {"device", "threads", "amp", "fast"}
     sections = [type(getattr(RunSettings(), f.name)) for f in dataclasses.fields(RunSettings)]
     for cls in (RunSettings, *KINDS, *filter(dataclasses.is_dataclass, sections)):
