@@ -125,7 +125,8 @@ def run_grid(cells: Sequence[Cell], jobs: int) -> tuple[list[dict[str, Any]], di
                 error = process.error()
                 if error is None:
                     results[process.place] = finished(process.cell) or {}
-                    drop_others(list(results.values()), [Path(cells[i].folder) for i in results])
+                    kept = [i for i in results if cells[i].keep]
+                    drop_others([results[i] for i in kept], [Path(cells[i].folder) for i in kept])
                 else:
                     errors[process.cell.label] = error
                     shown.write(f"failed: {process.cell.label}: {error}")
