@@ -364,7 +364,7 @@ def conclude(
         "floor_examples_per_s": floor_examples_per_s(process, seed),
     }
     results["preflight"] = preflight.facts_of(process.prepared)
-    policy = advice.chose_all(share, results["cost"]["whole_job"])
+    policy = advice.chose_all(share)
     results["warnings"] = [
         *advice.of_student(process, student.dev, student.best_step, student.curve),
         *advice.of_teachers(process, results["student"], teachers),
