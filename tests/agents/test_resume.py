@@ -402,7 +402,7 @@ def test_other_teachers_or_data_behind_the_same_names(undisturbed, arguments, tm
 
     made = bundled.corpus(CorpusSettings(train=60, reward=10, dev=10, test=20, pool=20))[0]
     for role in ("train", "test"):
-        rows = [f'"{text[0]}",{label}' for text, label in zip(made[role].texts, made[role].labels, strict=True)]
+        rows = [f'"{role} {text[0]}",{label}' for text, label in zip(made[role].texts, made[role].labels, strict=True)]
         (tmp_path / f"{role}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     fitted = next((undisturbed / "home" / "teachers").glob("bundled-food-*/config.json")).parent
     shutil.copytree(fitted, tmp_path / "food")
