@@ -119,19 +119,17 @@ def share_of_all(last: np.ndarray, answered: np.ndarray) -> float | None:
     return float((np.abs(weights - equal).max(1) < ALIKE).mean())
 
 
-def chose_all(share: float | None, cost: float | None = None) -> str | None:
+def chose_all(share: float | None) -> str | None:
     """A warning when the learnt policy gives all teachers to (nearly) every instance.
 
     Args:
         share: see `share_of_all`.
-        cost: of the whole job over that of the control.
     """
     if share is None or share < NEARLY_ALL:
         return None
     shown = math.floor(1000 * share) / 10
-    paid = "" if cost is None else f", at {cost:.1f} times the cost of the control"
     return (
-        f"the learnt policy equals all teachers on {shown:g} % of the instances{paid}: use the student of the control, "
+        f"the learnt policy equals all teachers on {shown:g} % of the instances: use the student of the control, "
         "or give the policy something to choose from: teachers that differ, or more labels to fit on (task.reward_size)"
     )
 

@@ -388,7 +388,7 @@ def conclude(
         "models": sizes(process),
     }
     results["preflight"] = preflight.facts_of(process.prepared)
-    policy = advice.chose_all(share, results["cost"]["whole_job"])
+    policy = advice.chose_all(share)
     results["warnings"] = [
         *advice.of_student(process, student.dev, student.best_step, student.curve),
         *advice.of_teachers(process, results["student"], teachers),

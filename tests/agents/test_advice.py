@@ -164,9 +164,9 @@ def test_a_policy_that_equals_all_teachers() -> None:
     last[0] = [1, 0, 1]
     assert advice.share_of_all(last, answered) == 0.5
     assert advice.share_of_all(last[:, :1], answered[:, :1]) is None  # a single teacher
-    line = advice.chose_all(1.0, 4.5)
+    line = advice.chose_all(1.0)
     assert line is not None
-    assert line.startswith("the learnt policy equals all teachers on 100 % of the instances, at 4.5 times the cost")
+    assert line.startswith("the learnt policy equals all teachers on 100 % of the instances: use ")
     assert "on 99.9 %" in (advice.chose_all(0.9999) or "")
     assert advice.chose_all(0.98) is None
     assert advice.chose_all(None) is None

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from hydra.types import RunMode
 
 from agents.experiment.report import page as report
 from agents.experiment.report.chart import is_learnt, short
@@ -314,7 +315,9 @@ def test_no_report_without_its_packages(grid, tiny_overrides, tmp_path, monkeypa
         monkeypatch.setattr(module, "HydraConfig", SimpleNamespace(get=lambda: hydra))
     arguments = [*tiny_overrides, "threads=1", AGENTS, "seeds=2", f"cells={grid[1]}"]
     hydra = SimpleNamespace(
-        overrides=SimpleNamespace(task=arguments), runtime=SimpleNamespace(output_dir=str(tmp_path / "run"))
+        mode=RunMode.RUN,
+        overrides=SimpleNamespace(task=arguments),
+        runtime=SimpleNamespace(output_dir=str(tmp_path / "run")),
     )
     compare.run(configs.compose(arguments, name="compare"))
     assert "no report: jinja2, matplotlib not installed" in capsys.readouterr().out
