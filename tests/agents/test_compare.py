@@ -219,7 +219,7 @@ def launcher(request):
         cluster.shutdown()
 
 
-@pytest.mark.parametrize("launcher", ["submitit", "ray"], indirect=True)
+@pytest.mark.parametrize("launcher", ["submitit", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
 def test_a_sweep_of_jobs_fills_the_cells_that_a_local_run_reads(launcher, local, tiny_overrides, tmp_path):
     """A job a seed; the table is that of a local run that did everything itself."""
     arguments = [*tiny_overrides, *SWEEP, f"cells={tmp_path / 'cells'}"]

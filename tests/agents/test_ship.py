@@ -221,4 +221,8 @@ def test_a_cell_that_keeps_nothing_has_no_student(kept: list[Any], tmp_path: Pat
     again = run_cell(replace(cell, folder=str(tmp_path / "cell"), keep=False))
     assert "student" not in again
     assert {k: again[k] for k in ("dev", "test")} == {k: result[k] for k in ("dev", "test")}
-    assert sorted(p.name for p in (tmp_path / "cell").iterdir()) == ["choices.npz", "result.json"]
+    assert sorted(p.name for p in (tmp_path / "cell").iterdir()) == [
+        "choices.npz",
+        "predictions.parquet",
+        "result.json",
+    ]
