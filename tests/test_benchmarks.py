@@ -26,6 +26,7 @@ def written(folder: Path, *words: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_throughput(tmp_path: Path) -> None:
     (run,) = written(tmp_path, "benchmarks/throughput.py", "--turns", "1", "--steps", "4", "--signals", "64").values()
     rows = {row["way"]: row for row in run["rows"]}

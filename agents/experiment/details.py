@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
+import pyarrow
+import pyarrow.parquet
 from scipy.special import softmax
 from torch import Tensor
 
@@ -60,18 +61,19 @@ def write_predictions(folder: Path, process: Distillation, run: Outcome, control
     and `probability_LABEL` for each class. Labels are written as names.
     """
     task = process.task
-    names = np.array(task.label_names, object)
+    names = np.array(task.label_names)
     others = {} if control is None else test_logits(process, control)
     parts = []
     for test, logits in test_logits(process, run).items():
         split, probs = task.splits[test], softmax(logits.astype(np.float64), 1)
-        columns = {"split": test, "id": split.ids, "label": names[split.labels], "predicted": names[logits.argmax(1)]}
+        columns: dict[str, Any] = {"split": [test] * len(split), "id": split.ids.astype(str).tolist()}
+        columns |= {"label": names[split.labels].tolist(), "predicted": names[logits.argmax(1)].tolist()}
         if control is not None:
-            columns["control"] = names[others[test].argmax(1)]
+            columns["control"] = names[others[test].argmax(1)].tolist()
         columns |= {f"probability_{name}": probs[:, c] for c, name in enumerate(task.label_names)}
-        parts.append(pd.DataFrame(columns))
+        parts.append(pyarrow.table(columns))
     content = io.BytesIO()
-    pd.concat(parts).to_parquet(content, index=False)
+    pyarrow.parquet.write_table(pyarrow.concat_tables(parts), content)
     write_whole(folder / PREDICTIONS, content.getvalue())
 
 

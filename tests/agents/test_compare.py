@@ -160,6 +160,7 @@ def run_again(cell: dict[str, Any], folder: Path, *more: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_a_cells_line_gives_the_cell_again_from_empty_caches(grid, tmp_path):
     """Teachers, signals and warm start are made anew, and the result is the same to the bit."""
     first = json.loads(next(grid[1].glob("reinforce-seed1-*/result.json")).read_text())
@@ -219,7 +220,8 @@ def launcher(request):
         cluster.shutdown()
 
 
-@pytest.mark.parametrize("launcher", ["submitit", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["submitit", "ray"], indirect=True)
 def test_a_sweep_of_jobs_fills_the_cells_that_a_local_run_reads(launcher, local, tiny_overrides, tmp_path):
     """A job a seed; the table is that of a local run that did everything itself."""
     arguments = [*tiny_overrides, *SWEEP, f"cells={tmp_path / 'cells'}"]
@@ -236,6 +238,7 @@ def test_a_sweep_of_jobs_fills_the_cells_that_a_local_run_reads(launcher, local,
     assert table_of(tmp_path / "read") == local
 
 
+@pytest.mark.slow
 def test_one_failing_cell_does_not_stop_the_rest(tiny_overrides, tmp_path):
     """No teacher is film's specialist, so there is no oracle; the other cells run."""
     plain = [o for o in tiny_overrides if not o.startswith("teachers.pool")]

@@ -239,6 +239,7 @@ def test_stopped_where_there_are_no_checkpoints(phase, arguments, undisturbed, t
     same(tmp_path / "run", undisturbed / "run")
 
 
+@pytest.mark.slow
 def test_the_line_works_in_a_shell(undisturbed, arguments, tmp_path) -> None:
     """From outside, as a user sees it: a folder whose name needs quotes, SIGTERM, and the line as it was printed."""
     folder = tmp_path / "my runs, first"

@@ -351,6 +351,7 @@ def test_no_network(hub: Hub, tmp_path: Path) -> None:
     assert run.seconds < 15
 
 
+@pytest.mark.slow
 def test_an_update_that_breaks_off(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
     """The old copy is used, now and offline."""
     home = tmp_path / "home"
@@ -435,6 +436,7 @@ def test_glue(glue: Hub, tmp_path: Path) -> None:
     assert silent.seconds < 20
 
 
+@pytest.mark.slow
 def test_glue_that_cannot_be_read(glue: Hub, tmp_path: Path) -> None:
     """One line that names the data set and the files to use instead, within a bounded time."""
     way_out = r"set data_dir or TEACHER_SELECT_DATA to a folder holding RTE/train.tsv"
@@ -465,6 +467,7 @@ def test_glue_that_cannot_be_read(glue: Hub, tmp_path: Path) -> None:
     assert glue.seen == []
 
 
+@pytest.mark.slow
 def test_data_sets_that_changed(glue: Hub, tmp_path: Path) -> None:
     """Gated, gone, another column, another label."""
     words = {
