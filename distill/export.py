@@ -78,15 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 after a mistake in the words or files, or a file that differs from the student, in one line.
     """
     given = parser().parse_args(arguments)
-    try:
-        export(given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return output.exit_code(lambda: export(given))
 
 
 def parser() -> argparse.ArgumentParser:

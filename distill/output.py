@@ -1,4 +1,4 @@
-"""Standard output whose reader leaves early, as in `python agents/reinforce.py --help | head`."""
+"""How a program ends: with one line after a mistake, and without a word where the reader of its output leaves early."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+
+from distill.checks import UserError
 
 
 def is_unread() -> bool:
@@ -33,3 +35,20 @@ def may_be_cut() -> Iterator[None]:
         # Python writes what is left of the output when it ends. That must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def exit_code(run: Callable[[], None]) -> int:
+    """Run a command that writes its output at the end.
+
+    Returns:
+        0; 2 after a mistake of the user, which is printed in one line; 130 after Ctrl-C.
+    """
+    try:
+        run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0

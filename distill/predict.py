@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import io
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,15 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 after a mistake in the words or files, which is printed in one line.
     """
     given = parser().parse_args(arguments)
-    try:
-        predict(given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return output.exit_code(lambda: predict(given))
 
 
 def parser() -> argparse.ArgumentParser:

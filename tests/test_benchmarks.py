@@ -46,6 +46,7 @@ def test_fast_forms(tmp_path: Path) -> None:
         assert row["apart"] < (1e-6 if row["amp"] == "off" else 0.02)
 
 
+@pytest.mark.slow
 def test_the_small_form_of_gpu_on_a_cpu(tmp_path: Path) -> None:
     found = written(tmp_path, "-m", "benchmarks.gpu", "--device", "cpu", "--small")
     assert found["correctness"]["fp32"] == 0

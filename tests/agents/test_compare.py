@@ -171,6 +171,7 @@ def test_a_cells_line_gives_the_cell_again_from_empty_caches(grid, tmp_path):
         assert again[key] == first[key], key
 
 
+@pytest.mark.slow
 def test_a_killed_grid_continues_and_ends_the_same(grid, tiny_overrides, tmp_path):
     """SIGKILL twice, each time after a further cell; then the same table as undisturbed, finished cells untouched."""
     arguments = [*tiny_overrides, "threads=1", AGENTS, "seeds=2", "jobs=1", f"cells={tmp_path / 'cells'}"]
