@@ -75,7 +75,8 @@ def test_two_processes_give_the_signals_and_the_student_of_one(prepared, tiny_ov
     assert np.abs(one["teacher_advantage"]).max() > 1e-4
 
 
-@pytest.mark.parametrize("script", ["agents/reinforce.py", pytest.param("-m distill.teachers", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["agents/reinforce.py", "-m distill.teachers"])
 def test_scripts_run_under_accelerate(prepared, tiny_overrides, tmp_path, script):
     assert importlib.util.find_spec("accelerate")
     alone, together = homes(prepared, tmp_path)
