@@ -177,7 +177,7 @@ def compared(cells: Sequence[Cell], results: Sequence[dict[str, Any]], errors: d
         "warnings": advice.of_cells(results),
         "failed": errors,
         "cells": [{k: r[k] for k in r if k not in left_out} for r in results],
-        "reproduce": reproduce_line("agents/compare.py", [key for key in keys_changing("nothing") if key != "ship"]),
+        "reproduce": reproduce_line("agents/compare.py"),
     }
 
 

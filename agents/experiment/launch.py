@@ -35,6 +35,7 @@ from configs.overrides import check_overrides, flags_and_overrides
 from distill import output, parallel
 from distill.cache import writing
 from distill.checks import UserError
+from distill.settings import keys_changing
 
 LONGEST_WORD = 40  # characters of a setting in the title of a table
 REMEDY = "set hydra.run.dir to a writable folder"
@@ -135,8 +136,9 @@ def job_title() -> str:
     return f" (job {hydra.job.num}{': ' if words else ''}{' '.join(words)})"
 
 
-def reproduce_line(script: str, left_out: Sequence[str]) -> str:
-    """The command that gives this run again: the script and the overrides it was called with, but for some keys."""
+def reproduce_line(script: str) -> str:
+    """The command that gives this run again, without settings that change nothing: all that it leaves, so `ship` stays."""
+    left_out = set(keys_changing("nothing")) - {"ship"}
     overrides = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0] not in left_out]
     return shlex.join([*program(script), *config_dir(), *overrides])
 

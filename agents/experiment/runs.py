@@ -32,7 +32,7 @@ from distill.losses import label_loss
 from distill.process import Distillation, TrainingBatch
 from distill.progress import Progress, expect
 from distill.selection import Fit, fit_selector
-from distill.settings import RunSettings, SB3Settings, TeachersSettings, keys_changing
+from distill.settings import RunSettings, SB3Settings, TeachersSettings
 from distill.state import Stateful
 from envs.core import Core
 from envs.labels import label_problem
@@ -394,7 +394,7 @@ def conclude(
         *advice.of_teachers(process, results["student"], teachers),
         *([policy] if policy else []),
     ]
-    results["reproduce"] = reproduce_line(script, [key for key in keys_changing("nothing") if key != "ship"])
+    results["reproduce"] = reproduce_line(script)
     results["shipped"] = ship.of_a_run(settings.ship, settings.agent.name)
     _ship(process, settings, results, done["control" if results["shipped"] == "control" else "student"], folder)
     details.write_predictions(folder, process, student, done["control"])
