@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.experiment import stats
-from agents.experiment.tables import summarise
 from distill import cache
 from distill.checks import UserError, one_of
 
@@ -98,6 +96,10 @@ def choose(ship: str, entries: Sequence[str], results: Sequence[Result]) -> Choi
 
 def _recommended(results: Sequence[Result]) -> tuple[str, str]:
     """The agent that the statistics on dev recommend, and why."""
+    # Every run and cell imports this module, and scipy's statistics take a third of a second.
+    from agents.experiment import stats
+    from agents.experiment.tables import summarise
+
     rows = [row for row in summarise(results, "dev") if f"difference_{row['metric']}" in row]
     if not rows:
         return "control", "there is nothing to compare all teachers with"
