@@ -37,18 +37,21 @@ def may_be_cut() -> Iterator[None]:
         raise SystemExit(128 + signal.SIGPIPE) from None
 
 
-def exit_code(run: Callable[[], None]) -> int:
-    """Run a command that writes its output at the end.
+def exit_code(run: Callable[[], int | None], stopped: str = "nothing was written") -> int:
+    """Run a command.
+
+    Args:
+        run: the command; it may return an exit code of its own.
+        stopped: what is true after Ctrl-C.
 
     Returns:
-        0; 2 after a mistake of the user, which is printed in one line; 130 after Ctrl-C.
+        0 or the command's own code; 2 after a mistake of the user, which is printed in one line; 130 after Ctrl-C.
     """
     try:
-        run()
+        return run() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print(f"stopped; {stopped}", file=sys.stderr)
         return 130
-    return 0

@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -185,20 +184,21 @@ def _target(folder: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code. Arguments None: those of the process."""
-    try:
-        given = _parser().parse_args(arguments)
-        home = expand(given.home or os.environ.get("TEACHER_SELECT_HOME") or "~/.cache/teacher-select")
-        found = [e for e in entries(home) if given.kind in (None, e.kind)]
-        if given.command == "list":
-            _print(home, found[::-1])
-            return 0
-        if given.older_than is None and given.keep is None:
-            raise UserError("prune: give --older-than AGE, --keep SIZE or both, for example --older-than 30d")
-        chosen = to_remove(found, time.time(), given.older_than, given.keep)
-        return _remove_all(chosen) if given.yes else _show(home, chosen)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return output.exit_code(lambda: _run(arguments), "entries that were removed stay removed")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """List or prune; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    home = expand(given.home or os.environ.get("TEACHER_SELECT_HOME") or "~/.cache/teacher-select")
+    found = [e for e in entries(home) if given.kind in (None, e.kind)]
+    if given.command == "list":
+        _print(home, found[::-1])
+        return 0
+    if given.older_than is None and given.keep is None:
+        raise UserError("prune: give --older-than AGE, --keep SIZE or both, for example --older-than 30d")
+    chosen = to_remove(found, time.time(), given.older_than, given.keep)
+    return _remove_all(chosen) if given.yes else _show(home, chosen)
 
 
 def _parser() -> argparse.ArgumentParser:

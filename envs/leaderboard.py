@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from tqdm.auto import tqdm
 
 from distill import cache, output
 from distill.checks import UserError, plain_name
+from distill.progress import Progress
 from distill.state import Damaged
 from envs.core import Core
 from envs.family import FAMILY
@@ -89,7 +88,6 @@ def make_core(id: str, rows: int) -> Core:
         raise UserError(f"--id={id} is not known; choose from {', '.join(FAMILY)}")
     env = gym.make_vec(id, num_envs=rows, autoreset_mode="disabled")
     core: Core = env.unwrapped.core  # type: ignore[attr-defined]
-    core.weights = True
     return core
 
 
@@ -124,34 +122,50 @@ def replay(core: Core, episode: Episode) -> dict[str, Any]:
     return {"return": float(np.mean(rewards, axis=1).sum()), "apart": apart, **scores}
 
 
+def replays(core: Core, name: str, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+    """`replay` of every episode.
+
+    Raises:
+        UserError: for an episode that does not fit, or whose recorded rewards are not those of its actions.
+    """
+    rows = []
+    with Progress(name, len(episodes), "episode", brief=True) as shown:
+        for episode in episodes:
+            found = replay(core, episode)
+            if episode.fingerprint == core.fingerprint and found["apart"] > EXACT:
+                raise UserError(
+                    f"{name}, seed {episode.seed}: a recorded reward is off by {found['apart']:.3g}; record it again"
+                )
+            rows.append(found)
+            shown.update()
+    return rows
+
+
+def same_teachers(core: Core, episodes: Sequence[Episode]) -> bool:
+    """Whether all episodes were recorded with the data, teachers and settings of this environment, to the bit."""
+    return all(episode.fingerprint == core.fingerprint for episode in episodes)
+
+
 def scored(core: Core, id: str, name: str, labels: str, episodes: Sequence[Episode]) -> dict[str, Any]:
     """The row of an entry: the replay of every episode, and of all teachers on the same batches.
 
     Raises:
         UserError: for an episode that does not fit, or whose recorded rewards are not those of its actions.
     """
-    task = core.process.task
-    test, rows, control = task.tests[0], [], []
-    for episode in tqdm(episodes, desc=f"{id} {name}", disable=None, leave=False):
-        found = replay(core, episode)
-        if episode.fingerprint == core.fingerprint and found["apart"] > EXACT:
-            raise UserError(
-                f"{name}, seed {episode.seed}: a recorded reward is off by {found['apart']:.3g}; record it again"
-            )
-        rows.append(found)
-        everyone = Episode(episode.seed, "", np.ones_like(episode.actions), np.zeros_like(episode.rewards))
-        control.append(replay(core, everyone))
+    everyone = [Episode(e.seed, "", np.ones_like(e.actions), np.zeros_like(e.rewards)) for e in episodes]
+    rows, control = replays(core, name, episodes), replays(core, "all teachers", everyone)
+    test, metric = core.process.task.tests[0], core.process.task.metric
     return {
         "id": id,
         "name": name,
         "labels": labels,
-        "metric": task.metric,
+        "metric": metric,
         "seeds": [e.seed for e in episodes],
-        "score": [row[test][task.metric] for row in rows],
-        "all_teachers": [row[test][task.metric] for row in control],
+        "score": [row[test][metric] for row in rows],
+        "all_teachers": [row[test][metric] for row in control],
         "return": [row["return"] for row in rows],
         "return_all_teachers": [row["return"] for row in control],
-        "same_teachers": all(e.fingerprint == core.fingerprint for e in episodes),
+        "same_teachers": same_teachers(core, episodes),
         "machine": core.process.machine(),
     }
 
@@ -224,18 +238,14 @@ def validate(path: Path) -> tuple[bool, str]:
     """
     facts, episodes = read_entry(path)
     stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    row = scored(
-        make_core(facts["id"], episodes[0].actions.shape[1]), facts["id"], facts["name"], facts["labels"], episodes
-    )
-    here, there = float(np.mean(row["score"])), float(np.mean(stored["score"]))
-    allowed = EXACT if row["same_teachers"] and row["machine"] == stored["machine"] else CLOSE
-    holds = abs(here - there) <= allowed
-    how = "same teachers to the bit" if row["same_teachers"] else "teachers of another machine"
+    core = make_core(facts["id"], episodes[0].actions.shape[1])
+    test, metric = core.process.task.tests[0], core.process.task.metric
+    here = float(np.mean([row[test][metric] for row in replays(core, facts["name"], episodes)]))
+    there, same = float(np.mean(stored["score"])), same_teachers(core, episodes)
+    holds = abs(here - there) <= (EXACT if same and core.process.machine() == stored["machine"] else CLOSE)
+    how = "same teachers to the bit" if same else "teachers of another machine"
     verdict = "holds" if holds else "DOES NOT HOLD"
-    return (
-        holds,
-        f"{facts['id']} {facts['name']}: {row['metric']} {here:.4f} here, {there:.4f} stored ({how}): {verdict}",
-    )
+    return holds, f"{facts['id']} {facts['name']}: {metric} {here:.4f} here, {there:.4f} stored ({how}): {verdict}"
 
 
 def _place(folder: Path, id: str, name: str) -> Path:
@@ -259,26 +269,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (new, old):
         command.add_argument("--folder", type=Path, default=FOLDER, help="of the leaderboard (default: %(default)s)")
     args = parser.parse_args(arguments)
-    try:
-        if args.command == "submit":
-            row = submit(args.episodes, args.id, args.name, args.labels, args.folder)
-            gain = 100 * (np.mean(row["score"]) - np.mean(row["all_teachers"]))
-            print(
-                f"{args.id} {args.name}: {row['metric']} {np.mean(row['score']):.4f}, {gain:+.1f} points over all teachers"
-            )
-            return 0
-        entries = args.entries or sorted(args.folder.glob("*/*.npz"))
-        if not entries:
-            raise UserError(f"{args.folder} holds no entry; name one, or give --folder")
-        held = True
-        for path in entries:
-            holds, said = validate(path)
-            print(said, flush=True)
-            held &= holds
-        return 0 if held else 1
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return output.exit_code(lambda: _submit(args) if args.command == "submit" else _validate(args))
+
+
+def _submit(args: argparse.Namespace) -> int:
+    """Write an entry and print its score."""
+    row = submit(args.episodes, args.id, args.name, args.labels, args.folder)
+    gain = 100 * (np.mean(row["score"]) - np.mean(row["all_teachers"]))
+    print(f"{args.id} {args.name}: {row['metric']} {np.mean(row['score']):.4f}, {gain:+.1f} points over all teachers")
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    """Print a line for each entry; returns 1 if a score does not hold."""
+    entries = args.entries or sorted(args.folder.glob("*/*.npz"))
+    if not entries:
+        raise UserError(f"{args.folder} holds no entry; name one, or give --folder")
+    held = True
+    for path in entries:
+        holds, said = validate(path)
+        print(said, flush=True)
+        held &= holds
+    return 0 if held else 1
 
 
 if __name__ == "__main__":

@@ -42,26 +42,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(word in ("-h", "--help") for word in given):
         print("usage: " + str(__doc__).replace("`", ""))
         return 0
-    try:
-        given, folders = without_config_dir(given)
-        unknown = [word for word in given if word.startswith("-")]
-        if unknown:
-            raise UserError(f"{unknown[0]} is not known; give settings as KEY=VALUE, --help shows examples")
-        prepared = _prepare(given, folders)
-        scores = prepared.teacher_scores()
-        check = _check(prepared)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; teachers that were finished are in the cache", file=sys.stderr)
-        return 130
+    return output.exit_code(lambda: _look(given), "teachers that were finished are in the cache")
+
+
+def _look(arguments: Sequence[str]) -> None:
+    """Fine-tune and store what is missing, and print what the teachers are worth."""
+    overrides, folders = without_config_dir(arguments)
+    unknown = [word for word in overrides if word.startswith("-")]
+    if unknown:
+        raise UserError(f"{unknown[0]} is not known; give settings as KEY=VALUE, --help shows examples")
+    prepared = _prepare(overrides, folders)
+    scores = prepared.teacher_scores()
+    check = _check(prepared)
     from distill import parallel
 
     if parallel.is_first():  # of several processes, one prints
         print_table(scores, ("train", "dev", *prepared.task.tests))
         print("\n".join(check))
-    return 0
 
 
 def _check(prepared: Prepared) -> list[str]:
