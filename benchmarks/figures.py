@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from tables import RESULTS, Evidence, correlation, evidence
+from tables import RESULTS, Evidence, correlation, evidence, map_rows
 
 FIGURES = RESULTS.parents[1] / "docs" / "figures"
 TITLES = {
@@ -85,11 +85,7 @@ def predictions(cases: list[Evidence]) -> None:
 
 def heat_map(report: dict[str, Any]) -> None:
     """Gain over all teachers, one row a case and one column a number of labels."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, case in report["cases"].items():
-        kind, _, labels = name.rpartition(", ")
-        rows.setdefault(kind, {})[labels] = case
-    columns = list(next(iter(rows.values())))
+    rows, columns = map_rows(report)
     gains = 100 * np.array([[row[c]["gain"]["mean"] for c in columns] for row in rows.values()])
     figure = Figure(figsize=(5.6, 4))
     axes = figure.add_subplot()

@@ -190,13 +190,18 @@ def predicted(*comparisons: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Correlation over all {len(cases)} cases with results: {correlation(cases):.2f}."])
 
 
-def bundled_map(report: dict[str, Any]) -> str:
-    """The map of the bundled task: gains over all teachers by case and number of labels; then its command."""
+def map_rows(report: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The cases of the map by kind and number of labels, and these numbers in order."""
     rows: dict[str, dict[str, Any]] = {}
     for name, case in report["cases"].items():
         kind, _, labels = name.rpartition(", ")
         rows.setdefault(kind, {})[labels] = case
-    columns = list(next(iter(rows.values())))
+    return rows, list(next(iter(rows.values())))
+
+
+def bundled_map(report: dict[str, Any]) -> str:
+    """The map of the bundled task: gains over all teachers by case and number of labels; then its command."""
+    rows, columns = map_rows(report)
     lines = head("case", "a specialist's error at home", *(f"{c}: points [95 %]" for c in columns))
     for kind, row in rows.items():
         error = np.mean(list(row[columns[0]]["home_error"].values()))
